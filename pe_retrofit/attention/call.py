@@ -1,0 +1,115 @@
+"""Everything one attention call needs, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..encodings.base import BiasEncoding
+from ..positions import Positions
+
+
+@dataclass(frozen=True)
+class Call:
+    """One attention call, normalised.
+
+    Attributes:
+        query: ``[b, h, q, d]``.
+        key, value: ``[b, g, k, d]``; ``h / g`` query heads share one key head, which is never repeated.
+        mask: bool ``[b or 1, 1, q, k]``, True where attention is allowed; or float, added to the scores; or None.
+        causal: whether encodings treat the attention as causal.
+        limit: with ``mask=None`` and ``causal``, query row r sees the keys ``0 .. r + limit``; None: all of them.
+        scaling: factor on the scores.
+        dropout: probability, 0 outside training.
+        softcap: Gemma 2's ``c * tanh(score / c)``, before bias and mask; or None.
+        sinks: ``[h]`` logits of an extra key with value 0 (attention sinks); or None.
+        query_positions, key_positions: int64 ``[b or 1, q]`` and ``[b or 1, k]``.
+        shift: with contiguous positions, the distance of query row 0 and key column 0; None otherwise.
+        biases: what to add to the scores.
+        positions: of the whole forward pass.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    causal: bool
+    limit: int | None
+    scaling: float
+    dropout: float
+    softcap: float | None
+    sinks: Tensor | None
+    query_positions: Tensor
+    key_positions: Tensor
+    shift: int | None
+    biases: Sequence[BiasEncoding]
+    positions: Positions
+
+    @property
+    def groups(self) -> int:
+        """Query heads per key head."""
+        return self.query.shape[1] // self.key.shape[1]
+
+    def rows(self, start: int, stop: int) -> Call:
+        """The call for query rows ``start .. stop`` only, with the keys that no row of them sees cut off."""
+        limit, keys = self.limit, self.key.shape[2]
+        if limit is not None:
+            limit += start
+            keys = min(keys, stop - start + limit)
+        mask = self.mask
+        if mask is not None:
+            mask = mask[:, :, start:stop] if mask.shape[2] > 1 else mask
+            mask = mask[..., :keys] if mask.shape[3] > 1 else mask
+        return replace(
+            self,
+            query=self.query[:, :, start:stop],
+            key=self.key[:, :, :keys],
+            value=self.value[:, :, :keys],
+            mask=mask,
+            limit=limit,
+            query_positions=self.query_positions[:, start:stop],
+            key_positions=self.key_positions[:, :keys],
+            shift=None if self.shift is None else self.shift + start,
+        )
+
+    def batch(self, row: int) -> Call:
+        """The call for one row of the batch."""
+
+        def pick(tensor: Tensor) -> Tensor:
+            return tensor[row : row + 1] if tensor.shape[0] > 1 else tensor
+
+        return replace(
+            self,
+            query=pick(self.query),
+            key=pick(self.key),
+            value=pick(self.value),
+            mask=None if self.mask is None else pick(self.mask),
+            query_positions=pick(self.query_positions),
+            key_positions=pick(self.key_positions),
+        )
+
+    def allowed(self) -> Tensor | None:
+        """bool mask ``[b or 1, 1, q, k]`` of this call, or None where every key is visible."""
+        if self.mask is not None:
+            return self.mask if self.mask.dtype == torch.bool else None
+        q, k = self.query.shape[2], self.key.shape[2]
+        if self.limit is None or self.limit >= k - 1:
+            return None
+        rows = torch.arange(q, device=self.query.device)[:, None] + self.limit
+        return (torch.arange(k, device=self.query.device) <= rows)[None, None]
+
+    def bias(self) -> Tensor | None:
+        """Sum of the biases for this call, ``[b or 1, h, q, k]``, float32 or wider; None without any."""
+        total: Tensor | None = None
+        for encoding in self.biases:
+            part = encoding.bias_at(self.query_positions, self.key_positions, causal=self.causal)
+            total = part if total is None else total + part
+        return total
+
+    @property
+    def trains_bias(self) -> bool:
+        """Whether a gradient must reach parameters of a bias."""
+        return any(encoding.trains for encoding in self.biases)

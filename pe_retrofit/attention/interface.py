@@ -1,0 +1,165 @@
+"""The one function registered with transformers' ``AttentionInterface``, and its mask.
+
+An attention module that carries ``position_encoding`` (a ``ModuleDict`` of what to apply) goes to our kernels; one that
+does not is computed as transformers' own ``sdpa`` would.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from ..encodings.base import BiasEncoding
+from ..errors import UnsupportedError
+from ..positions import KEYWORD, Positions
+from .call import Call
+from .late import LateRotation
+from .reference import eager_attention
+from .select import run
+
+NAME = "pe_retrofit"
+"""The attention implementation's name in a model's config."""
+
+
+class LogitScale(nn.Module):
+    """A constant factor on the attention logits (NoPE's temperature)."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+
+def register() -> None:
+    """Register function and mask under :data:`NAME`. Both are needed: without the mask padding would be ignored."""
+    AttentionInterface.register(NAME, attention_forward)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention as transformers' models call it.
+
+    Args:
+        module: the attention module; its ``position_encoding`` says what to apply.
+        query, key, value: ``[b, h, q, d]`` and ``[b, g, k, d]``.
+        attention_mask: bool or float ``[b or 1, 1, q, k]``, or None (causal by ``module.is_causal``).
+        softcap, s_aux: Gemma 2's soft-cap and gpt-oss's sinks ``[h]``.
+
+    Returns:
+        ``[b, q, h, d]`` and, with ``output_attentions=True``, the weights ``[b, h, q, k]``.
+
+    Raises:
+        UnsupportedError: a foreign ``position_bias``, a paged cache, or a model that does not pass on the positions.
+    """
+    for name in ("position_bias", "cache"):
+        if kwargs.get(name) is not None:
+            raise UnsupportedError(
+                f"attention implementation {NAME!r} got {name!r}, which it would have to ignore. "
+                "Use unpatch_model(model) first, or pass neither."
+            )
+    installed = list(getattr(module, "position_encoding", {}).values())
+    weights_wanted = bool(kwargs.get("output_attentions"))
+    if not installed and softcap is None and s_aux is None and not weights_wanted:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal
+        )
+    positions: Positions | None = kwargs.get(KEYWORD) if installed else None
+    if installed and positions is None:
+        raise UnsupportedError(
+            f"{type(module).__name__} was called without the positions its encoding needs: the model does not pass "
+            f"keyword arguments on to its attention, or the layer was called on its own. Call the whole model."
+        )
+    call = _normalise(
+        module, query, key, value, attention_mask, dropout, scaling, is_causal, softcap, s_aux, positions, installed
+    )
+    late = next((m for m in installed if isinstance(m, LateRotation)), None)
+    kernel = getattr(module, "_position_encoding_kernel", "auto")
+    if weights_wanted:
+        if late is not None:
+            raise UnsupportedError(
+                f"output_attentions=True is not available with encoding {late.name!r}, which scores each group of "
+                "queries with its own rotation. Ask without attentions."
+            )
+        output, weights = eager_attention(call)
+        return output.transpose(1, 2).contiguous(), weights
+    output = late(call, kernel) if late is not None else run(call, kernel)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _normalise(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    is_causal: bool | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+    positions: Positions | None,
+    installed: list[nn.Module],
+) -> Call:
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 4):
+        raise UnsupportedError(
+            f"An attention mask of type {type(mask).__name__} cannot be combined with a position encoding; pass a 2D "
+            "padding mask or a 4D mask [batch, 1, queries, keys]."
+        )
+    q, k = query.shape[2], key.shape[2]
+    limit: int | None = None
+    if mask is None and causal and q > 1:
+        if k > q:  # an empty static cache: the keys after the queries are slots without content
+            key, value, k = key[:, :, :q], value[:, :, :q], q
+        limit = 0
+    if mask is not None and mask.shape[-1] > k:
+        mask = mask[..., :k]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    for item in installed:
+        if isinstance(item, LogitScale):
+            scale *= item.factor
+
+    layer = getattr(module, "layer_idx", None)
+    shift: int | None = None
+    if positions is None:
+        index = torch.arange(max(q, k), device=query.device)[None]
+        positions = Positions(index[:, :q], index[:, :k], 0, True)
+        query_positions, key_positions = positions.query, positions.tokens
+    else:
+        query_positions = positions.query.to(query.device)
+        key_positions = positions.keys(layer, k).to(query.device)
+        if positions.contiguous and isinstance(positions.first_query, int):
+            shift = positions.first_query - positions.first_key(layer)
+    return Call(
+        query=query,
+        key=key,
+        value=value,
+        mask=mask,
+        causal=causal,
+        limit=limit,
+        scaling=scale,
+        dropout=dropout,
+        softcap=softcap,
+        sinks=sinks,
+        query_positions=query_positions,
+        key_positions=key_positions,
+        shift=shift,
+        biases=[m for m in installed if isinstance(m, BiasEncoding) and (m.trains or not m.silent)],
+        positions=positions,
+    )

@@ -1,0 +1,86 @@
+"""Which kernel runs a call: from what the encodings declare, the call needs and the device has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ..errors import UnsupportedError
+from .blockwise import blockwise_attention
+from .call import Call
+from .flex import flex_attention_kernel
+from .fused import fused_attention
+from .reference import eager_attention
+from .separable import separable_attention
+from .toeplitz import toeplitz_attention
+
+KERNELS: dict[str, Callable[[Call], Tensor]] = {
+    "separable": separable_attention,
+    "toeplitz": toeplitz_attention,
+    "blockwise": blockwise_attention,
+    "flex": flex_attention_kernel,
+    "eager": lambda call: eager_attention(call)[0],
+}
+"""Kernels by name, as ``patch_model(..., kernel=...)`` takes them."""
+
+
+def obstacle(kernel: str, call: Call) -> str | None:
+    """Why a kernel cannot run a call, in words; None when it can."""
+    special = [
+        word
+        for word, present in (("soft-capping", call.softcap is not None), ("attention sinks", call.sinks is not None))
+        if present
+    ]
+    if kernel == "separable":
+        if call.dropout and call.query.device.type == "cpu":
+            return "PyTorch's fused CPU attention has no dropout"
+        if not call.biases or any(encoding.slopes() is None for encoding in call.biases):
+            return "a bias of the form -slope * distance under causal attention is needed"
+        if not call.causal:
+            return "causal attention is needed"
+    if kernel == "toeplitz":
+        if not all(encoding.toeplitz for encoding in call.biases):
+            return "a bias that depends on the distance alone is needed"
+        if call.shift is None:
+            return "positions that grow by one per token are needed"
+        if call.dropout and (call.trains_bias or call.query.device.type == "cpu"):
+            return "PyTorch's fused attention has no dropout on the CPU, nor with a gradient to the bias"
+    if kernel == "flex":
+        if not all(encoding.toeplitz for encoding in call.biases):
+            return "a bias that depends on the distance alone is needed"
+        if call.dropout:
+            return "FlexAttention has no dropout"
+        if call.sinks is not None:
+            return "attention sinks are not supported by it"
+    elif kernel in ("separable", "toeplitz") and special:
+        return f"it has no {' or '.join(special)}"
+    return None
+
+
+def choose(call: Call) -> str:
+    """Name of the fastest kernel that can run a call."""
+    if call.query.device.type == "cuda":
+        order = ("separable", "flex", "blockwise")
+    elif call.trains_bias or call.dropout:
+        order = ("separable", "toeplitz", "blockwise")
+    else:
+        order = ("toeplitz", "separable", "blockwise")
+    return next(name for name in order if obstacle(name, call) is None)
+
+
+def run(call: Call, kernel: str = "auto") -> Tensor:
+    """Output ``[b, h, q, d]`` of a call.
+
+    Raises:
+        UnsupportedError: a kernel was forced that cannot run the call.
+    """
+    if not call.biases and call.softcap is None and call.sinks is None:
+        return fused_attention(call)
+    if kernel == "auto":
+        kernel = choose(call)
+    elif (reason := obstacle(kernel, call)) is not None:
+        raise UnsupportedError(
+            f"kernel={kernel!r} cannot run this call: {reason}. Use kernel='auto', or 'blockwise', which runs everything."
+        )
+    return KERNELS[kernel](call)

@@ -1,0 +1,60 @@
+"""Separable: a causal ``-slope * (i - j)`` folded into extra channels of queries and keys.
+
+Softmax ignores what is constant along a row, so ``slope * j`` in the keys is enough: the query gets the slope, the key
+its position, and plain fused attention runs with no bias at all. In half precision the position is split into base-256
+digits and the slope into a head and a rest, each exact, so the products lose nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from .call import Call
+
+DIGITS = 3
+"""Base-256 digits of a position: enough for 2^24 tokens."""
+
+
+def separable_attention(call: Call) -> Tensor:
+    """Output ``[b, h, q, d]`` of a causal call whose biases all have slopes; no soft-cap and no sinks."""
+    b, h, q, d = call.query.shape
+    g, k = call.key.shape[1], call.key.shape[2]
+    dtype = call.query.dtype
+    found = [slopes for encoding in call.biases if (slopes := encoding.slopes()) is not None]
+    slopes = torch.stack([s.to(call.query.device) for s in found]).sum(0) / call.scaling
+
+    last = call.key_positions.amax(1, keepdim=True)
+    offset = last - call.key_positions.clamp_min(0)  # tokens before the last key: small numbers where it matters
+    if dtype in (torch.float32, torch.float64):
+        digits = [-offset.to(dtype)]
+        parts = [slopes.to(dtype)]
+    else:
+        digits = [-(offset.div(256**n, rounding_mode="floor") % 256 * 256**n).to(dtype) for n in range(DIGITS)]
+        head = slopes.to(dtype)
+        parts = [head, (slopes - head.to(slopes.dtype)).to(dtype)]
+    channels = len(digits) * len(parts)
+    extra_key = torch.stack(digits * len(parts), -1)[:, None].expand(b, g, k, channels)
+    extra_query = torch.stack([p for p in parts for _ in digits], -1)[None, :, None].expand(b, h, q, channels)
+    width = -(-(d + channels) // 8) * 8 if call.query.device.type == "cuda" else d + channels
+    fill = width - d - channels
+    query = pad(torch.cat((call.query, extra_query), -1), (0, fill))
+    key = pad(torch.cat((call.key, extra_key), -1), (0, fill))
+    value = pad(call.value, (0, width - call.value.shape[-1]))
+
+    square = call.mask is None and call.limit == 0 and q == k
+    mask = call.mask if call.mask is not None else (None if square else call.allowed())
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(dtype)
+    output = scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=square and q > 1,
+        dropout_p=call.dropout,
+        scale=call.scaling,
+        enable_gqa=call.groups > 1,
+    )
+    return output[..., : call.value.shape[-1]]

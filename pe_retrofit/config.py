@@ -1,0 +1,162 @@
+"""Options of encodings: strict dataclasses whose errors are collected and reported together, and their JSON form.
+
+A config is data. It is bounded (no field admits a size that would allocate without limit), it names no code, and
+``to_dict`` / ``from_dict`` carry it to and from the ``position_encoding`` block of a model's ``config.json``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field
+from typing import Any, ClassVar
+
+from .errors import ConfigError
+
+SCHEMA_VERSION = 1
+"""Version of the ``position_encoding`` block. A file with a newer one is refused."""
+
+_CHECK = "check"
+_HELP = "help"
+
+
+def number(default: Any = MISSING, *, low: float, high: float, help: str, optional: bool = False) -> Any:
+    """A finite float in ``[low, high]``; ``None`` too when ``optional``."""
+
+    def check(value: Any) -> str | None:
+        if value is None and optional:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            return f"must be a finite number between {low:g} and {high:g}"
+        return None if low <= value <= high else f"must be between {low:g} and {high:g}"
+
+    return field(default=default, metadata={_CHECK: check, _HELP: help})
+
+
+def integer(default: Any = MISSING, *, low: int, high: int, help: str, optional: bool = False) -> Any:
+    """An int in ``[low, high]``; ``None`` too when ``optional``."""
+
+    def check(value: Any) -> str | None:
+        if value is None and optional:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int):
+            return f"must be a whole number between {low} and {high}"
+        return None if low <= value <= high else f"must be between {low} and {high}"
+
+    return field(default=default, metadata={_CHECK: check, _HELP: help})
+
+
+def flag(default: bool, *, help: str) -> Any:
+    """True or False."""
+    return field(
+        default=default,
+        metadata={_CHECK: lambda v: None if isinstance(v, bool) else "must be true or false", _HELP: help},
+    )
+
+
+def choice(default: str, options: Sequence[str], *, help: str) -> Any:
+    """One of the given words."""
+
+    def check(value: Any) -> str | None:
+        return None if value in options else f"must be one of {', '.join(map(repr, options))}"
+
+    return field(default=default, metadata={_CHECK: check, _HELP: help})
+
+
+def numbers(*, low: float, high: float, most: int, help: str, optional: bool = True) -> Any:
+    """A list of at most ``most`` finite floats in ``[low, high]``; ``None`` too when ``optional``."""
+
+    def check(value: Any) -> str | None:
+        if value is None and optional:
+            return None
+        if not isinstance(value, (list, tuple)) or not 0 < len(value) <= most:
+            return f"must be a list of 1 to {most} numbers"
+        good = all(
+            not isinstance(v, bool) and isinstance(v, (int, float)) and math.isfinite(v) and low <= v <= high
+            for v in value
+        )
+        return None if good else f"must hold finite numbers between {low:g} and {high:g} only"
+
+    return field(default=None if optional else MISSING, metadata={_CHECK: check, _HELP: help})
+
+
+@dataclass(frozen=True)
+class EncodingConfig:
+    """Base of every encoding's options.
+
+    Subclass it as a frozen dataclass whose fields come from :func:`number`, :func:`integer`, :func:`flag`,
+    :func:`choice` or :func:`numbers`, and set ``name``. ``check`` may add problems that concern several fields.
+
+    Raises:
+        ConfigError: with one line per wrong field.
+    """
+
+    name: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        problems = []
+        for spec in dataclasses.fields(self):
+            value = getattr(self, spec.name)
+            check: Callable[[Any], str | None] | None = spec.metadata.get(_CHECK)
+            problem = check(value) if check else None
+            if problem:
+                problems.append(f"{spec.name}={_shorten(value)} {problem}")
+        if not problems:
+            problems = list(self.check())
+        if problems:
+            lines = "".join(f"\n  - {p}" for p in problems)
+            raise ConfigError(f"The options of encoding {self.name!r} are not valid:{lines}")
+
+    def check(self) -> Sequence[str]:
+        """Problems that concern several fields at once; empty when all is well."""
+        return ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"name": ..., field: value}`` with plain JSON values."""
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return {"name": self.name, **plain}
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> EncodingConfig:
+        """Build from keyword options; unknown, missing and wrong ones are reported together."""
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        problems = [f"{key!r} is not an option{_hint(key, known)}" for key in options if key not in known]
+        problems += [
+            f"{name!r} is required: {spec.metadata.get(_HELP, '')}"
+            for name, spec in known.items()
+            if spec.default is MISSING and name not in options
+        ]
+        good = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items() if k in known}
+        if problems:
+            for key, value in good.items():
+                check = known[key].metadata.get(_CHECK)
+                if check and (problem := check(value)):
+                    problems.append(f"{key}={_shorten(value)} {problem}")
+            allowed = ", ".join(known) or "none"
+            lines = "".join(f"\n  - {p}" for p in problems)
+            raise ConfigError(f"The options of encoding {cls.name!r} are not valid (options: {allowed}):{lines}")
+        return cls(**good)
+
+    @classmethod
+    def describe(cls) -> list[dict[str, Any]]:
+        """One row per option: name, default and meaning."""
+        return [
+            {
+                "option": f.name,
+                "default": "required" if f.default is MISSING else f.default,
+                "help": f.metadata.get(_HELP, ""),
+            }
+            for f in dataclasses.fields(cls)
+        ]
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _hint(key: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(key, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

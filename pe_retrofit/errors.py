@@ -1,0 +1,18 @@
+"""The exceptions of the package. All are ``ValueError`` (or ``KeyError``) so that callers need no import to catch them."""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """An encoding's options are wrong. The message lists every problem found, not only the first."""
+
+
+class UnsupportedError(ValueError):
+    """The combination of model, encoding, layers, cache or backend cannot be carried. The message names the way out."""
+
+
+class UnknownEncodingError(KeyError, ValueError):
+    """No encoding has this name. The message suggests the nearest ones."""
+
+    def __str__(self) -> str:  # KeyError would print the message as a quoted repr
+        return str(self.args[0])

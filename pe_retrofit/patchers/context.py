@@ -1,0 +1,83 @@
+"""The hooks that bring positions into a model: one before and one after the base model's forward."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UnsupportedError
+from ..positions import _RECORD, KEYWORD, resolve
+
+
+class PositionContext:
+    """Resolves positions once per forward pass and hands them down as a keyword argument.
+
+    Args:
+        packs_by_position: see :func:`pe_retrofit.positions.resolve`.
+        required: the attention implementation the patch depends on; None when any will do.
+        table_offset: for models with a position table that was replaced: rows before position 0; None otherwise.
+        encodings: names, for messages.
+    """
+
+    def __init__(
+        self, *, packs_by_position: bool, required: str | None, table_offset: int | None, encodings: str
+    ) -> None:
+        self.packs_by_position = packs_by_position
+        self.required = required
+        self.table_offset = table_offset
+        self.encodings = encodings
+        self.names: list[str] | None = None
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Forward pre-hook of the base model."""
+        if self.required is not None and module.config._attn_implementation != self.required:
+            raise UnsupportedError(
+                f"The model was patched with {self.encodings}, which runs through the attention implementation "
+                f"{self.required!r}, but it is now set to {module.config._attn_implementation!r}, which would drop the "
+                f"encoding without a word. Call model.set_attn_implementation({self.required!r}), or "
+                "unpatch_model(model) first."
+            )
+        if self.names is None:
+            self.names = list(inspect.signature(type(module).forward).parameters)[1:]
+        kwargs = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        tokens = kwargs.get("input_ids")
+        tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
+        if tokens is None:
+            return (), kwargs  # the model's own error is the right one
+        position_ids = kwargs.get("position_ids")
+        if position_ids is not None and self.table_offset:
+            position_ids = position_ids - self.table_offset
+        positions = resolve(
+            query_length=tokens.shape[1],
+            batch_size=tokens.shape[0],
+            device=tokens.device,
+            position_ids=position_ids,
+            attention_mask=kwargs.get("attention_mask"),
+            cache=kwargs.get("past_key_values"),
+            packs_by_position=self.packs_by_position,
+        )
+        kwargs[KEYWORD] = positions
+        if self.table_offset is not None:
+            self._feed_embeddings(tokens, positions.query, kwargs)
+        return (), kwargs
+
+    def after(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        """Forward hook: a cache that the model made itself learns the positions of what it holds."""
+        positions = kwargs.get(KEYWORD)
+        if positions is None or kwargs.get("past_key_values") is not None:
+            return
+        cache = getattr(output, "past_key_values", None)
+        cache = getattr(cache, "self_attention_cache", cache)
+        if cache is not None and hasattr(cache, "get_seq_length") and not hasattr(cache, _RECORD):
+            setattr(cache, _RECORD, positions.query)
+
+    def _feed_embeddings(self, tokens: Tensor, query: Tensor, kwargs: dict[str, Any]) -> None:
+        """Embeddings of BERT-likes take positions and token types from buffers of the old length; give them ours."""
+        rows, length = tokens.shape[:2]
+        if kwargs.get("position_ids") is None:
+            kwargs["position_ids"] = (query + (self.table_offset or 0)).expand(rows, -1)
+        if "token_type_ids" in (self.names or ()) and kwargs.get("token_type_ids") is None:
+            kwargs["token_type_ids"] = torch.zeros(rows, length, dtype=torch.long, device=tokens.device)

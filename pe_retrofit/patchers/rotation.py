@@ -1,0 +1,151 @@
+"""Install a rotation: in the config where transformers knows it, else at each attention's door."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from ..encodings.base import RotationEncoding, default_inv_freq
+from ..encodings.partial_rope import PartialRope
+from ..errors import UnsupportedError
+from ..positions import KEYWORD
+from .family import Host
+
+
+class ReplaceRotation:
+    """Forward pre-hook of an attention: other cos and sin than the base model's, or none at all.
+
+    Args:
+        inv_freq: float32 ``[n]`` frequencies, or None for no rotation (cos = 1, sin = 0).
+        scaling: factor on cos and sin.
+    """
+
+    def __init__(self, inv_freq: list[float] | None = None, scaling: float = 1.0) -> None:
+        self.inv_freq = inv_freq
+        self.scaling = scaling
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        given = kwargs.get("position_embeddings")
+        if not isinstance(given, tuple) or len(given) != 2:
+            raise UnsupportedError(
+                f"{type(module).__name__} was not given position_embeddings=(cos, sin) as a keyword, so its rotation "
+                "cannot be replaced. This model's layers are not built like the supported families'."
+            )
+        kwargs["position_embeddings"] = self._none(*given) if self.inv_freq is None else self._ours(given[0], kwargs)
+        return args, kwargs
+
+    @staticmethod
+    def _none(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(cos), torch.zeros_like(sin)
+
+    def _ours(self, like: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        positions = kwargs[KEYWORD]
+        memo = ("rotation", tuple(self.inv_freq or ()), self.scaling, like.dtype, like.device)
+        if memo not in positions.shared:
+            inv_freq = torch.tensor(self.inv_freq, dtype=torch.float32, device=like.device)
+            angles = positions.query.to(like.device)[..., None].float() * inv_freq
+            angles = torch.cat((angles, angles), dim=-1)
+            positions.shared[memo] = (
+                (angles.cos() * self.scaling).to(like.dtype),
+                (angles.sin() * self.scaling).to(like.dtype),
+            )
+        return positions.shared[memo]
+
+
+def native_sets(host: Host, encoding: RotationEncoding) -> list[str | None]:
+    """Which of the model's rope parameter sets an encoding changes.
+
+    Where window layers have a set of their own (Gemma 3), encodings that extend the context leave it: no distance
+    there ever exceeds the window.
+    """
+    names = list(host.rope_sets)
+    if encoding.extends and len(names) > 1:
+        return [name for name in names if name != "sliding_attention"] or names
+    return names
+
+
+def expressible(host: Host, encoding: RotationEncoding) -> bool:
+    """Whether transformers' own config can say it for this model."""
+    shape = host.shape()
+    return not (isinstance(encoding, PartialRope) and shape.rotary_dim != shape.head_dim)
+
+
+def edited_config(host: Host, encoding: RotationEncoding) -> dict[str, Any]:
+    """New values of ``rope_parameters`` and ``max_position_embeddings``."""
+    sets = host.rope_sets
+    changed = native_sets(host, encoding)
+    new = {name: encoding.rope_parameters(rope) if name in changed else dict(rope) for name, rope in sets.items()}
+    return {
+        "rope_parameters": new[None] if None in new else new,
+        "max_position_embeddings": encoding.max_position_embeddings(),
+    }
+
+
+def rebuild_rotary(host: Host) -> nn.Module:
+    """A new rotary module made from the (edited) config, where the old one is."""
+    old = host.rotary
+    assert old is not None
+    with torch.device("cpu"):
+        return type(old)(host.config).to(_device(old, host))
+
+
+def frequencies(host: Host, encoding: RotationEncoding, layer: int) -> tuple[list[float], float]:
+    """Frequencies and scaling an encoding gives to one layer, when the config cannot say it."""
+    shape, rope = host.shape(layer), host.rope_of(layer)
+    if isinstance(encoding, PartialRope):
+        inv_freq = default_inv_freq(rope["rope_theta"], shape.rotary_dim)
+        inv_freq[encoding.kept() :] = 0.0
+        return inv_freq.tolist(), 1.0
+    new = encoding.rope_parameters(rope)
+    if new["rope_type"] == "default":
+        return default_inv_freq(new["rope_theta"], shape.rotary_dim).tolist(), 1.0
+    with torch.device("cpu"):
+        inv_freq, scaling = ROPE_INIT_FUNCTIONS[new["rope_type"]](_RopeOnly(host, shape.head_dim, new))
+    return inv_freq.tolist(), float(scaling)
+
+
+class _RopeOnly:
+    """The few attributes transformers' rope functions read."""
+
+    def __init__(self, host: Host, head_dim: int, rope: dict[str, Any]) -> None:
+        self.rope_parameters = rope
+        self.head_dim = head_dim
+        self.hidden_size = host.config.hidden_size
+        self.num_attention_heads = host.config.num_attention_heads
+        self.max_position_embeddings = host.config.max_position_embeddings
+
+    def standardize_rope_params(self) -> None:
+        """Already in standard form."""
+
+
+def check_layout(host: Host, name: str) -> None:
+    """Refuse models whose rotation is not the rotate-half layout, where we would have to compute it ourselves.
+
+    Raises:
+        UnsupportedError: cos of the model's own rotary module is not laid out as ``(f, f)``.
+    """
+    rotary = host.rotary
+    assert rotary is not None
+    device = _device(rotary, host)
+    if device.type == "meta":
+        return  # being built from a saved config, which passed here before it was saved
+    extra = {}
+    if "layer_type" in inspect.signature(type(rotary).forward).parameters:
+        extra["layer_type"] = host.config.layer_types[0]
+    cos, _ = rotary(torch.zeros(1, 2, 1, device=device), torch.arange(2, device=device)[None], **extra)
+    half = cos.shape[-1] // 2
+    if cos.shape[-1] != host.shape().rotary_dim or not torch.equal(cos[..., :half], cos[..., half:]):
+        raise UnsupportedError(
+            f"{name!r} needs a model that rotates in the rotate-half layout over its rotary dimensions; "
+            f"{type(rotary).__name__} does not. Encodings that only edit the config (linear, ntk, yarn, llama3) and "
+            "biases work with it."
+        )
+
+
+def _device(rotary: nn.Module, host: Host) -> torch.device:
+    buffer = next(rotary.buffers(), None)
+    return buffer.device if buffer is not None else host.base.device

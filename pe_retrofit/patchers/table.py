@@ -1,0 +1,96 @@
+"""The position table of BERT-likes: replaced, silenced or extended."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..encodings.base import InputEncoding
+from ..encodings.learned import LearnedConfig, extend_table
+from ..positions import KEYWORD
+from .family import Host, follow
+
+
+class ReplacedTable(nn.Embedding):
+    """Stands where a position table stood and keeps its weight (so the state dict and unpatching lose nothing).
+
+    Returns the rows (if they are kept) plus the encoding's vectors (if there is one).
+
+    Args:
+        table: the original.
+        encoding: what to add or put in its place, or None.
+        offset: rows of the original before position 0.
+        keeps_rows: the original stays underneath.
+    """
+
+    def __init__(
+        self, table: nn.Embedding, encoding: InputEncoding | None, offset: int, *, keeps_rows: bool
+    ) -> None:
+        super().__init__(1, 1, device="meta")
+        self.num_embeddings, self.embedding_dim = table.num_embeddings, table.embedding_dim
+        self.padding_idx = table.padding_idx
+        self.weight = table.weight
+        self.offset = offset
+        self.keeps_rows = keeps_rows
+        if encoding is not None:
+            self.position_encoding = nn.ModuleDict({encoding.config.name: encoding})
+
+    def forward(self, position_ids: Tensor) -> Tensor:
+        """``[..., hidden_size]`` for int64 ``[...]``."""
+        if self.keeps_rows:
+            vectors = super().forward(position_ids)
+        else:
+            vectors = self.weight.new_zeros(*position_ids.shape, self.embedding_dim)
+        for encoding in getattr(self, "position_encoding", {}).values():
+            vectors = vectors + encoding((position_ids - self.offset).clamp_min(0))
+        return vectors
+
+
+def set_table(host: Host, table: nn.Module) -> None:
+    """Put a module where the position table is."""
+    path, _, name = str(host.family.table).rpartition(".")
+    setattr(follow(host.base, path) if path else host.base, name, table)
+
+
+def extended(host: Host, config: LearnedConfig) -> nn.Embedding:
+    """A longer copy of the position table."""
+    old = host.table
+    assert old is not None
+    weight = extend_table(old.weight.detach(), config.max_positions, config.init, reserved=host.reserved_rows)
+    new = nn.Embedding(*weight.shape, padding_idx=old.padding_idx, _weight=weight.clone())
+    new.weight.requires_grad_(old.weight.requires_grad)
+    return new.train(old.training)
+
+
+def resize_buffers(host: Host, rows: int) -> dict[str, Tensor]:
+    """Lengthen the index buffers beside the table; returns the old ones by name."""
+    parent = follow(host.base, str(host.family.table).rpartition(".")[0])
+    old = {n: b for n, b in parent.named_buffers(recurse=False) if n in ("position_ids", "token_type_ids")}
+    for name, buffer in old.items():
+        if name == "position_ids":
+            new = torch.arange(rows, device=buffer.device).expand(1, -1)
+        else:
+            new = torch.zeros(1, rows, dtype=buffer.dtype, device=buffer.device)
+        parent.register_buffer(name, new, persistent=name not in parent._non_persistent_buffers_set)
+    return old
+
+
+def restore_buffers(host: Host, old: dict[str, Tensor]) -> None:
+    """Undo :func:`resize_buffers`."""
+    parent = follow(host.base, str(host.family.table).rpartition(".")[0])
+    for name, buffer in old.items():
+        parent.register_buffer(name, buffer, persistent=name not in parent._non_persistent_buffers_set)
+
+
+class AddToInput:
+    """Forward pre-hook of the first layer of a decoder: adds an input encoding to the hidden states."""
+
+    def __init__(self, encoding: InputEncoding) -> None:
+        self.encoding = encoding
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        added = self.encoding(kwargs[KEYWORD].query.to(next(self.encoding.parameters()).device))
+        if args:
+            return (args[0] + added.to(args[0].dtype), *args[1:]), kwargs
+        kwargs["hidden_states"] = kwargs["hidden_states"] + added.to(kwargs["hidden_states"].dtype)
+        return args, kwargs

@@ -1,0 +1,251 @@
+"""What position every query and key has. One place, used by all encodings.
+
+Positions come from ``position_ids``, the padding mask and the cache, never from a shape alone. A forward pass of the
+base model calls :func:`resolve` once; the result travels to every layer as a keyword argument (so it survives gradient
+checkpointing) and answers for each layer, whatever part of the past that layer's cache still holds.
+
+The positions of cached tokens are remembered on the cache itself, so skipped, packed or padded positions stay right
+when decoding goes on. A cache that was filled by something else is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import UnsupportedError
+
+KEYWORD = "position_encoding_context"
+"""Name of the keyword argument that carries :class:`Positions` through a model."""
+
+_RECORD = "_position_encoding_tokens"
+
+
+@dataclass
+class Positions:
+    """Positions of one forward pass.
+
+    Attributes:
+        query: int64 ``[b or 1, q]``.
+        tokens: int64 ``[b or 1, t]``, every token so far; a static cache's unfilled slots hold zeros.
+        first_query: index of the first query among the tokens (a tensor under ``torch.compile`` with a static cache).
+        contiguous: wherever attention is allowed, ``i - j`` equals the difference of token indices.
+        sliding: per cache layer whether it keeps a window only.
+        window_offset: index of the first token the sliding layers hold during this pass.
+        shared: results that layers share within this pass.
+    """
+
+    query: Tensor
+    tokens: Tensor
+    first_query: int | Tensor
+    contiguous: bool
+    sliding: tuple[bool, ...] = ()
+    window_offset: int = 0
+    shared: dict[Any, Any] = field(default_factory=dict)
+
+    def first_key(self, layer_idx: int | None) -> int:
+        """Index among the tokens of the first key that a layer sees."""
+        if layer_idx is not None and layer_idx < len(self.sliding) and self.sliding[layer_idx]:
+            return self.window_offset
+        return 0
+
+    def keys(self, layer_idx: int | None, length: int) -> Tensor:
+        """int64 ``[b or 1, length]``: positions of the keys a layer attends to.
+
+        Raises:
+            UnsupportedError: the layer holds more keys than there are tokens.
+        """
+        start = self.first_key(layer_idx)
+        tokens = self.tokens[:, start : start + length]
+        missing = length - tokens.shape[1]
+        if missing and isinstance(self.first_query, int) and start == 0 and not self.sliding:
+            raise UnsupportedError(
+                f"A layer attends to {length} keys, but only {self.tokens.shape[1]} tokens were seen, so the positions "
+                "of its keys are unknown. Fill the cache with the patched model itself, or run without one."
+            )
+        if missing:  # slots of a static cache that are not filled yet, and masked
+            tokens = torch.nn.functional.pad(tokens, (0, missing))
+        return tokens
+
+
+def resolve(
+    *,
+    query_length: int,
+    batch_size: int,
+    device: torch.device,
+    position_ids: Tensor | None = None,
+    attention_mask: Any = None,
+    cache: Any = None,
+    packs_by_position: bool = False,
+) -> Positions:
+    """Positions of one forward pass.
+
+    Args:
+        query_length, batch_size: shape of the input.
+        device: where positions are needed.
+        position_ids: int ``[b or 1, q]`` as the caller gave them, or None.
+        attention_mask: 2D ``[b, past + q]`` with 1 for real tokens, or anything else a model accepts (not used then).
+        cache: a transformers cache, or None.
+        packs_by_position: the model masks sequences from each other where ``position_ids`` restart (only without a
+            mask and a cache, as transformers' decoders do).
+
+    Raises:
+        UnsupportedError: ``position_ids`` are not 2D (multimodal rotary positions), or the cache holds tokens whose
+            positions this model has not seen.
+    """
+    if position_ids is not None and position_ids.dim() == 1:
+        position_ids = position_ids[None]
+    if position_ids is not None and (position_ids.dim() != 2 or position_ids.shape[-1] != query_length):
+        raise UnsupportedError(
+            f"position_ids of shape {tuple(position_ids.shape)} do not fit an input of {query_length} tokens: one "
+            "position per token, [batch, tokens], is needed (multimodal 3D positions are not supported)."
+        )
+    cache = getattr(cache, "self_attention_cache", cache)  # an encoder-decoder cache holds two
+    past = cache.get_seq_length() if cache is not None else 0
+    static = cache is not None and getattr(cache, "is_compileable", False) and not all(_sliding(cache))
+    compiling = torch.compiler.is_compiling()
+    if isinstance(past, Tensor) and not compiling:
+        past = int(past)
+
+    mask = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 else None
+    if mask is not None:
+        mask = mask.to(device=device, dtype=torch.bool)
+    query = _query_positions(position_ids, mask, past, query_length, device)
+
+    if cache is None:
+        tokens = query
+    elif static:
+        tokens = _record_static(cache, query, past, batch_size)
+    else:
+        tokens = _record_dynamic(cache, query, past, mask)
+
+    if position_ids is None and mask is None and cache is None:
+        contiguous = True
+    elif packs_by_position and mask is None and attention_mask is None and cache is None:
+        contiguous = True  # every break starts a sequence that the model masks from the others
+    elif compiling:
+        contiguous = False  # would need to look at values
+    else:
+        contiguous = _contiguous(tokens[:, : past + query_length], mask)
+
+    sliding: tuple[bool, ...] = ()
+    window_offset = 0
+    if cache is not None:
+        sliding = _sliding(cache)
+        if True in sliding:
+            window_offset = int(cache.get_mask_sizes(query_length, sliding.index(True))[1])
+    return Positions(query, tokens, past, contiguous, sliding, window_offset)
+
+
+def declare(cache: Any, position_ids: Tensor) -> None:
+    """Say which positions the tokens of a cache have that was filled elsewhere.
+
+    Args:
+        cache: a transformers cache holding ``n`` tokens.
+        position_ids: int ``[b or 1, n]``.
+
+    Raises:
+        UnsupportedError: the shape does not fit the cache.
+    """
+    held = int(cache.get_seq_length())
+    if position_ids.dim() != 2 or position_ids.shape[1] != held:
+        raise UnsupportedError(
+            f"position_ids of shape {tuple(position_ids.shape)} do not fit a cache of {held} tokens: [batch, {held}]."
+        )
+    position_ids = position_ids.long()
+    if getattr(cache, "is_compileable", False) and not all(_sliding(cache)):
+        position_ids = torch.nn.functional.pad(position_ids, (0, _static_size(cache) - held))
+    setattr(cache, _RECORD, position_ids)
+
+
+def _query_positions(
+    position_ids: Tensor | None, mask: Tensor | None, past: int | Tensor, length: int, device: torch.device
+) -> Tensor:
+    if position_ids is not None:
+        return position_ids.to(device=device, dtype=torch.long)
+    index = torch.arange(length, device=device) + past
+    if mask is None:
+        return index[None]
+    counted = (mask.long().cumsum(-1) - 1).clamp_min(0)
+    return counted[:, index]
+
+
+def _sliding(cache: Any) -> tuple[bool, ...]:
+    return tuple(bool(getattr(layer, "is_sliding", False)) for layer in cache.layers)
+
+
+def _static_size(cache: Any) -> int:
+    return max(layer.max_cache_len for layer in cache.layers if not getattr(layer, "is_sliding", False))
+
+
+def _refuse_unseen(held: int, seen: int) -> None:
+    raise UnsupportedError(
+        f"The cache holds {held} tokens, of which this model has seen {seen}: the positions of the others are unknown. "
+        "Fill the cache with the patched model, or declare them with pe_retrofit.positions.declare(cache, position_ids)."
+    )
+
+
+def _record_static(cache: Any, query: Tensor, past: int | Tensor, batch_size: int) -> Tensor:
+    """A static cache keeps token t in slot t, so does its record; written in place, as compiled code needs."""
+    record = getattr(cache, _RECORD, None)
+    if record is None:
+        if isinstance(past, int) and past > 0:
+            _refuse_unseen(past, 0)
+        record = torch.zeros(batch_size, _static_size(cache), dtype=torch.long, device=query.device)
+        setattr(cache, _RECORD, record)
+    slots = torch.arange(query.shape[1], device=query.device) + past
+    record.index_copy_(1, slots, query.expand(record.shape[0], -1))
+    return record
+
+
+def _record_dynamic(cache: Any, query: Tensor, past: int, mask: Tensor | None) -> Tensor:
+    record: Tensor | None = getattr(cache, _RECORD, None)
+    seen = 0 if record is None else record.shape[1]
+    if past > seen:
+        _refuse_unseen(past, seen)
+    if past == 0 or record is None:
+        tokens = query
+    else:
+        record = record[:, :past].to(query.device)
+        record, query = _same_rows(record, query, past, mask)
+        tokens = torch.cat((record, query), dim=1)
+    setattr(cache, _RECORD, tokens)
+    return tokens
+
+
+def _same_rows(record: Tensor, query: Tensor, past: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Bring record and query to one row count; the batch may have been repeated or thinned since."""
+    rows, wanted = record.shape[0], query.shape[0]
+    if rows == wanted:
+        return record, query
+    if rows == 1:
+        return record.expand(wanted, -1), query
+    if torch.equal(record, record[:1].expand(rows, -1)):
+        return record[:1].expand(wanted, -1), query
+    if wanted == 1:
+        return record, query.expand(rows, -1)
+    if mask is not None and mask.shape[0] == wanted:
+        counted = (mask.long().cumsum(-1) - 1).clamp_min(0)
+        if torch.equal(counted[:, past : past + query.shape[1]], query):
+            return counted[:, :past], query
+    raise UnsupportedError(
+        f"The cache was filled with {rows} rows of different positions and now meets {wanted} rows; which row is which "
+        "is unknown. Pass the 2D attention_mask from which the positions follow, or keep the batch as it was."
+    )
+
+
+def _contiguous(tokens: Tensor, mask: Tensor | None) -> bool:
+    """Whether position minus index is one constant per row, over the real tokens."""
+    shift = tokens - torch.arange(tokens.shape[1], device=tokens.device)
+    if mask is None:
+        return bool((shift == shift[:, :1]).all())
+    real = mask[:, : tokens.shape[1]]
+    if real.shape[1] != tokens.shape[1]:
+        return False
+    far = torch.iinfo(torch.long).max
+    low = torch.where(real, shift, far).amin(1)
+    high = torch.where(real, shift, -far).amax(1)
+    return bool((low >= high).all())
