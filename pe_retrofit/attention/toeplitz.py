@@ -32,7 +32,9 @@ def toeplitz_attention(call: Call) -> Tensor:
         def forward(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
             return fused_attention(call) if silent else _attend_blocks(call, query, key, value, bias)
 
-        return LearnedToeplitz.apply(call.query, call.key, call.value, vector, call.mask, call.scaling, forward)
+        return LearnedToeplitz.apply(
+            call.query, call.key, call.value, vector, call.mask, call.limit, call.scaling, forward
+        )
     return _attend_blocks(call, call.query, call.key, call.value, distance_vector(call))
 
 

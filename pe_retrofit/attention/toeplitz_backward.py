@@ -19,15 +19,23 @@ Forward = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class LearnedToeplitz(torch.autograd.Function):
-    """``(query [b,h,q,d], key [b,g,k,d], value, vector [h, q+k-1], mask, scaling, forward) -> [b,h,q,d]``."""
+    """``(query [b,h,q,d], key [b,g,k,d], value, vector [h, q+k-1], mask, limit, scaling, forward) -> [b,h,q,d]``."""
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, vector: Tensor, mask: Any, scaling: float, forward: Forward
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        vector: Tensor,
+        mask: Tensor | None,
+        limit: int | None,
+        scaling: float,
+        forward: Forward,
     ) -> Tensor:
         output = forward(query, key, value, vector)
         ctx.save_for_backward(query, key, value, vector, mask, output)
-        ctx.scaling = scaling
+        ctx.limit, ctx.scaling = limit, scaling
         return output
 
     @staticmethod
@@ -47,26 +55,30 @@ class LearnedToeplitz(torch.autograd.Function):
         block = max(16, min(q, BUDGET // max(1, b * h * k)))
         for start in range(0, q, block):
             rows = min(block, q - start)
+            keys = k if ctx.limit is None or mask is not None else min(k, q + ctx.limit - start)
+            near, values = key[:, :, :keys], value[:, :, :keys]
             q_part, g_part, o_part = (_fold(t[:, :, start : start + rows], g) for t in flipped)
-            bias = vector.as_strided((1, h, rows, k), (0, vector.stride(0), 1, 1), start)
-            scores = torch.matmul(q_part, key.transpose(2, 3)).view(b, h, rows, k).to(wide).mul_(ctx.scaling) + bias
+            bias = vector.as_strided((1, h, rows, keys), (0, vector.stride(0), 1, 1), start)
+            scores = torch.matmul(q_part, near.transpose(2, 3)).view(b, h, rows, keys).to(wide)
+            scores = scores.mul_(ctx.scaling).add_(bias)
             if mask is not None:
-                part = mask[:, :, start : start + rows, :k] if mask.shape[2] > 1 else mask[..., :k]
+                part = mask[:, :, start : start + rows, :keys] if mask.shape[2] > 1 else mask[..., :keys]
                 lowest = torch.finfo(wide).min
                 if part.dtype == torch.bool:
                     scores = scores.masked_fill(~part, lowest)
                 else:
                     scores = (scores + part).clamp_min(lowest)
             weights = scores.softmax(-1)
-            grad_value += torch.matmul(_fold(weights, g).transpose(2, 3).to(value.dtype), g_part)
-            grad_weights = torch.matmul(g_part, value.transpose(2, 3)).view(b, h, rows, k)
+            grad_value[:, :, :keys] += torch.matmul(_fold(weights.to(value.dtype), g).transpose(2, 3), g_part)
+            grad_weights = torch.matmul(g_part, values.transpose(2, 3)).view(b, h, rows, keys)
             inner = (g_part * o_part).sum(-1, dtype=wide).view(b, h, rows, 1)
-            grad_scores = weights.mul_(grad_weights.to(wide) - inner)
-            grad_vector[:, start : start + rows + k - 1] += _anti_diagonals(grad_scores.sum(0))
-            folded = _fold(grad_scores, g).to(key.dtype)
-            grad_query[:, :, start : start + rows] = torch.matmul(folded, key).view(b, h, rows, d) * ctx.scaling
-            grad_key += torch.matmul(folded.transpose(2, 3), q_part) * ctx.scaling
-        return grad_query.flip(2), grad_key.to(key.dtype), grad_value.to(value.dtype), grad_vector, None, None, None
+            grad_scores = weights.mul_(grad_weights.to(wide).sub_(inner))
+            grad_vector[:, start : start + rows + keys - 1] += _anti_diagonals(grad_scores.sum(0))
+            folded = _fold(grad_scores.to(key.dtype), g)
+            grad_query[:, :, start : start + rows] = torch.matmul(folded, near).view(b, h, rows, d) * ctx.scaling
+            grad_key[:, :, :keys] += torch.matmul(folded.transpose(2, 3), q_part) * ctx.scaling
+        nothing = (None, None, None, None)
+        return grad_query.flip(2), grad_key.to(key.dtype), grad_value.to(value.dtype), grad_vector, *nothing
 
 
 def _fold(states: Tensor, groups: int) -> Tensor:

@@ -1,0 +1,157 @@
+"""What the verbs share: reading ``key=value`` options and layer specs, and keeping stdout clean for ``--json``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+import typer
+
+EXAMPLES: dict[str, Any] = {"factor": 4.0, "max_positions": 256}
+"""Values that ``show`` and ``check`` use for required options that were not given; they say so."""
+
+
+def read_value(text: str) -> Any:
+    """``4`` int, ``0.5`` float, ``true``, ``none``, ``1,2,3`` or ``[1, 2, 3]`` list; anything else is a word."""
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for candidate in (text, f"[{text}]") if "," in text else (text,):
+        try:
+            return json.loads(candidate)
+        except ValueError:
+            continue
+    return text
+
+
+def read_options(items: Sequence[str]) -> dict[str, Any]:
+    """``["factor=4", ...]`` to a mapping.
+
+    Raises:
+        ConfigError: an item is not ``key=value``, or a key comes twice.
+    """
+    from ..errors import ConfigError
+
+    options: dict[str, Any] = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key:
+            raise ConfigError(f"{item!r} is not an option of the form key=value, such as factor=4.")
+        if key in options:
+            raise ConfigError(f"The option {key!r} is given twice; give it once.")
+        options[key] = read_value(value.strip())
+    return options
+
+
+def read_spec(name: str, items: Sequence[str], *, fill: bool = False) -> tuple[list[Any], dict[str, Any]]:
+    """The spec for ``patch_model`` from ``NAME`` (``alibi``, ``native+t5``) and ``key=value`` options.
+
+    With several encodings an option goes to the one that has it; ``t5.num_buckets=64`` says whose it is.
+
+    Args:
+        name: encodings joined by ``+``.
+        items: options.
+        fill: give required options that are missing the values of :data:`EXAMPLES`.
+
+    Returns:
+        ``["native", T5Config(...)]``, and the options that were filled in.
+
+    Raises:
+        UnknownEncodingError, ConfigError: with the nearest names, or every wrong option.
+    """
+    from ..errors import ConfigError
+    from ..registry import NATIVE, get_encoding
+
+    parts = [part.strip() for part in name.split("+")]
+    if "" in parts:
+        raise ConfigError(f"{name!r} is no encoding. Name one, such as alibi, or join several with +, such as native+t5.")
+    kinds = {part: get_encoding(part).Config for part in parts if part not in NATIVE}
+    given: dict[str, dict[str, Any]] = {part: {} for part in kinds}
+    for key, value in read_options(items).items():
+        owner, _, rest = key.rpartition(".")
+        if owner and owner not in kinds:
+            raise ConfigError(f"{key!r} names no encoding of {name!r}; it has {', '.join(kinds) or 'no options'}.")
+        owners = [owner] if owner else [p for p in kinds if rest in {o["option"] for o in kinds[p].describe()}]
+        if len(owners) > 1:
+            raise ConfigError(f"Several encodings have the option {rest!r}; write {owners[0]}.{rest}=... to say whose.")
+        if not owners and len(kinds) != 1:
+            raise ConfigError(f"No encoding of {name!r} has the option {rest!r}.")
+        given[owners[0] if owners else next(iter(kinds))][rest] = value
+    filled: dict[str, Any] = {}
+    spec: list[Any] = []
+    for part in parts:
+        if part in NATIVE:
+            spec.append(part)
+            continue
+        for option in kinds[part].describe() if fill else ():
+            key = option["option"]
+            if option["default"] == "required" and key not in given[part] and key in EXAMPLES:
+                filled[key] = given[part][key] = EXAMPLES[key]
+        spec.append(kinds[part].from_options(given[part]))
+    return spec, filled
+
+
+def read_layers(text: str) -> Any:
+    """``all``, ``0,3,7``, ``3::4`` or ``-4:`` to what ``patch_model(layers=...)`` takes.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    from ..errors import ConfigError
+
+    text = text.strip()
+    if text.lower() == "all":
+        return None
+    try:
+        if ":" in text:
+            bounds = [int(bound) if bound.strip() else None for bound in text.split(":")]
+            if len(bounds) > 3:
+                raise ValueError
+            return slice(*bounds) if bounds[2:] != [0] else _zero_step()
+        return [int(index) for index in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(
+            f"--layers {text!r} is not understood. Write all, indices such as 0,3,7, or a slice such as 3::4 (every "
+            "fourth from the fourth on) or -4: (the last four)."
+        ) from error
+
+
+def _zero_step() -> slice:
+    raise ValueError("slice step 0")
+
+
+def describe_options(kind: Any, chosen: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """One row per option of an encoding: ``option``, ``default``, ``value`` and ``help``."""
+    return [
+        {**row, "value": (chosen or {}).get(row["option"], row["default"])} for row in kind.Config.describe()
+    ]
+
+
+def print_json(value: Any) -> None:
+    """JSON on stdout; numbers that JSON does not know become null."""
+    typer.echo(json.dumps(finite(value), indent=2, ensure_ascii=False))
+
+
+def finite(value: Any) -> Any:
+    """The same with NaN and infinity as None, which every JSON reader understands."""
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, Mapping):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    return value
+
+
+@contextmanager
+def clean_stdout(wanted: bool) -> Iterator[None]:
+    """While libraries work: what they print goes to stderr, so that stdout holds the JSON alone."""
+    if not wanted:
+        yield
+        return
+    with redirect_stdout(sys.stderr):
+        yield

@@ -1,0 +1,116 @@
+"""``pe-retrofit list``: which encodings there are."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+HELP = """List the encodings: where they act, which models they suit, their options, their papers.
+
+Examples:
+
+  pe-retrofit list
+
+  pe-retrofit list --json
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the application."""
+    app.command("list", help=HELP)(run)
+
+
+def run(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
+    """Print the table."""
+    from .common import print_json
+
+    rows = encodings()
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(rows)
+
+
+def encodings() -> list[dict[str, Any]]:
+    """One row per registered encoding, in JSON values."""
+    from ..registry import get_encoding, list_encodings
+    from .common import describe_options
+
+    rows = []
+    for name in list_encodings():
+        kind = get_encoding(name)
+        info = kind.info
+        rows.append(
+            {
+                "name": name,
+                "title": info.title,
+                "site": kind.site,
+                "causal": info.causal,
+                "bidirectional": info.bidirectional,
+                "on_disk": on_disk(kind),
+                "identity": info.identity,
+                "formula": info.formula,
+                "options": describe_options(kind),
+                "paper": info.paper,
+            }
+        )
+    return rows
+
+
+def on_disk(kind: Any) -> str:
+    """``plain`` where a patched model is one that transformers alone reads, ``plain on encoders``, or ``pe_retrofit``."""
+    from ..encodings.base import RotationEncoding
+    from ..encodings.learned import Learned
+
+    if issubclass(kind, RotationEncoding) and kind.rope_parameters is not RotationEncoding.rope_parameters:
+        return "plain"
+    return "plain on encoders" if issubclass(kind, Learned) else "pe_retrofit"
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """For people; each encoding takes two lines where the terminal is narrow."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("name", style="bold cyan", no_wrap=True)
+    table.add_column("what it is", ratio=3)
+    table.add_column("site", no_wrap=True)
+    table.add_column("models", no_wrap=True)
+    table.add_column("on disk")
+    table.add_column("options", ratio=4)
+    table.add_column("paper", ratio=4)
+    for row in rows:
+        both = {(True, True): "both", (True, False): "decoders", (False, True): "encoders"}
+        table.add_row(
+            row["name"],
+            row["title"],
+            row["site"],
+            both[row["causal"], row["bidirectional"]],
+            row["on_disk"],
+            ", ".join(option_text(o) for o in row["options"]) or "none",
+            row["paper"],
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        "On disk: [bold]plain[/] models need nothing but transformers (when all layers are patched); "
+        "[bold]pe_retrofit[/] models need [bold]import pe_retrofit[/] before they are loaded.\n"
+        "Compose with +: [bold]native+t5[/] keeps the model's own encoding and adds T5's bias. "
+        "More: [bold]pe-retrofit show NAME[/].",
+        highlight=False,
+    )
+
+
+def option_text(option: dict[str, Any]) -> str:
+    """``factor (required)`` or ``beta_fast=32.0``."""
+    if option["default"] == "required":
+        return f"{option['option']} (required)"
+    value = option["default"]
+    words = {None: "auto", True: "true", False: "false"}
+    shown = words[value] if value is None or isinstance(value, bool) else value
+    return f"{option['option']}={shown}"
