@@ -66,7 +66,7 @@ def random_smollm2_shape(dtype: torch.dtype = torch.bfloat16, *, seed: int = 0, 
         seed: of the weights; the global random state is left as it was.
         **changes: of the config, e.g. ``num_hidden_layers=2``.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
     shape: dict[str, Any] = {
         "vocab_size": 49152,
@@ -86,7 +86,8 @@ def random_smollm2_shape(dtype: torch.dtype = torch.bfloat16, *, seed: int = 0, 
     config = LlamaConfig(**{**shape, **changes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config).to(dtype).eval()
+        # not .to(dtype), which would round the rotary frequencies too
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
 def minilm(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:

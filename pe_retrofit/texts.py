@@ -1,7 +1,7 @@
 """Long English text that every Python has, for measurements that need no download.
 
-Its content differs a little between Python versions, so each text carries its SHA-256: figures are comparable only where
-that is the same.
+Its content differs a little between Python versions, so each text carries its SHA-256: figures are comparable only
+where that is the same.
 """
 
 from __future__ import annotations
