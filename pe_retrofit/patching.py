@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from . import attention
@@ -17,7 +18,7 @@ from .encodings.longrope import Longrope
 from .encodings.nope import Nope, NopeConfig
 from .errors import ConfigError, UnsupportedError
 from .marking import mark, unmark
-from .patchers import rotation, table
+from .patchers import handoff, rotation, table
 from .patchers.context import PositionContext
 from .patchers.family import Host, find_host
 from .plan import Plan, check_unscaled, make_plan, parse_spec, shape_for
@@ -121,6 +122,7 @@ def patch_model(
                 must_change_beyond=len(lengths) > 1 and getattr(plan.rotation, "factor", 1.0) != 1.0,
                 beyond=(before[1], after[1]) if len(lengths) > 1 else None,
                 layers=plan.layers,
+                tolerance=0.01 if host.base.dtype in (torch.float32, torch.float64) else 0.5,
             )
     except BaseException:
         _undo(host, applied)
@@ -273,6 +275,8 @@ def _install(host: Host, plan: Plan, applied: Applied, kernel: str | None) -> No
         )
         applied.handles.append(host.base.register_forward_pre_hook(context.before, with_kwargs=True))
         applied.handles.append(host.base.register_forward_hook(context.after, with_kwargs=True))
+        for layer in plan.layers:
+            applied.handles += handoff.install(host.layers[layer], host.attentions[layer])
 
 
 def _install_rotation(host: Host, plan: Plan, applied: Applied) -> tuple[bool, bool]:
@@ -321,7 +325,7 @@ def _install_late(
 ) -> tuple[bool, bool]:
     """Length-dependent rotations: keys are cached raw, attention rotates them."""
     assert plan.rotation is not None
-    rotation.check_layout(host, plan.rotation.name)
+    rotation.check_layout(host, plan.rotation.name, rotates=True)
     scaling = encoding.attention_factor() if isinstance(encoding, Longrope) else 1.0
     ropes = {layer: host.rope_of(layer) for layer in layers}
     turning = [layer for layer in layers if getattr(host.attentions[layer], "use_rope", True)]

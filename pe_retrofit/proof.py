@@ -72,11 +72,13 @@ def prove(
     must_change_beyond: bool,
     beyond: tuple[Tensor, Tensor] | None,
     layers: Sequence[int],
+    tolerance: float = 0.01,
 ) -> Proof:
     """Compare, and refuse a patch without effect.
 
     Raises:
-        UnsupportedError: nothing changed although something should have, or the output is not finite.
+        UnsupportedError: nothing changed although something should have, something changed although nothing should
+            have (beyond ``tolerance``, relative: another kernel rounds differently), or the output is not finite.
     """
     if not torch.isfinite(after).all():
         raise UnsupportedError(f"With {name!r} the model's output is not finite; the patch was taken back.")
@@ -88,4 +90,10 @@ def prove(
             "the options amount to what the model already does. The patch was taken back."
         )
     rms = before.square().mean().sqrt().item()
+    if may_be_identity and not change <= tolerance * rms:
+        raise UnsupportedError(
+            f"{name!r} must leave the output as it is within the trained length, yet it changed by {change:.3g} (its root "
+            f"mean square is {rms:.3g}): this model computes its attention otherwise than the supported families. The "
+            "patch was taken back."
+        )
     return Proof(change == 0.0, change, change / rms if rms else 0.0, far)

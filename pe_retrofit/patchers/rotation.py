@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from typing import Any
 
 import torch
@@ -79,10 +80,13 @@ def edited_config(host: Host, encoding: RotationEncoding) -> dict[str, Any]:
     sets = host.rope_sets
     changed = native_sets(host, encoding)
     new = {name: encoding.rope_parameters(rope) if name in changed else dict(rope) for name, rope in sets.items()}
-    return {
+    edited: dict[str, Any] = {
         "rope_parameters": new[None] if None in new else new,
         "max_position_embeddings": encoding.max_position_embeddings(),
     }
+    if getattr(host.config, "head_dim", 0) is None:  # Mixtral: transformers' scalings cannot compute with None
+        edited["head_dim"] = host.shape().head_dim
+    return edited
 
 
 def rebuild_rotary(host: Host) -> nn.Module:
@@ -122,11 +126,15 @@ class _RopeOnly:
         """Already in standard form."""
 
 
-def check_layout(host: Host, name: str) -> None:
+def check_layout(host: Host, name: str, *, rotates: bool = False) -> None:
     """Refuse models whose rotation is not the rotate-half layout, where we would have to compute it ourselves.
 
+    Args:
+        rotates: not only cos and sin are ours, but their application too.
+
     Raises:
-        UnsupportedError: cos of the model's own rotary module is not laid out as ``(f, f)``.
+        UnsupportedError: cos of the model's own rotary module is not laid out as ``(f, f)``, or (with ``rotates``) the
+            model applies it otherwise, as GLM does to pairs of neighbours.
     """
     rotary = host.rotary
     assert rotary is not None
@@ -138,12 +146,32 @@ def check_layout(host: Host, name: str) -> None:
         extra["layer_type"] = host.config.layer_types[0]
     cos, _ = rotary(torch.zeros(1, 2, 1, device=device), torch.arange(2, device=device)[None], **extra)
     half = cos.shape[-1] // 2
-    if cos.shape[-1] != host.shape().rotary_dim or not torch.equal(cos[..., :half], cos[..., half:]):
+    fits = cos.shape[-1] == host.shape().rotary_dim and torch.equal(cos[..., :half], cos[..., half:])
+    if not fits or (rotates and not _applies_halves(host)):
         raise UnsupportedError(
             f"{name!r} needs a model that rotates in the rotate-half layout over its rotary dimensions; "
             f"{type(rotary).__name__} does not. Encodings that only edit the config (linear, ntk, yarn, llama3) and "
             "biases work with it."
         )
+
+
+def _applies_halves(host: Host) -> bool:
+    """Whether the model's own function rotates as :class:`~pe_retrofit.attention.late.LateRotation` does."""
+    modules = [sys.modules[cls.__module__] for cls in type(host.attentions[0]).__mro__]
+    apply = next((f for m in modules if (f := getattr(m, "apply_rotary_pos_emb", None))), None)
+    if apply is None:
+        return False
+    width = host.shape().rotary_dim
+    states = torch.arange(1, width + 1, dtype=torch.float32, device="cpu").view(1, 1, 1, width)
+    angles = states[0, ..., : width // 2].repeat(1, 1, 2)
+    cos, sin = angles.cos(), angles.sin()
+    first, second = states.chunk(2, dim=-1)
+    expected = states * cos + torch.cat((-second, first), dim=-1) * sin
+    try:
+        rotated, _ = apply(states, states, cos, sin)
+    except (TypeError, RuntimeError):  # another signature or layout
+        return False
+    return rotated.shape == expected.shape and torch.allclose(rotated, expected, atol=1e-5)
 
 
 def _device(rotary: nn.Module, host: Host) -> torch.device:

@@ -1,0 +1,64 @@
+"""Layers that take keyword arguments and drop them (StableLM, Nemotron): the positions go on to the attention all the same.
+
+They travel with ``position_embeddings``, which every such layer passes on, and so survive gradient checkpointing, where
+the forward of a layer runs again on its old arguments, possibly after other passes.
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+from typing import Any
+
+from torch import nn
+
+from ..positions import KEYWORD
+
+CARRIED = (KEYWORD, "output_attentions")
+
+
+class Carrier(tuple):
+    """``(cos, sin)`` with the keyword arguments that would get lost."""
+
+    carried: dict[str, Any]
+
+
+def drops_keywords(layer: nn.Module) -> bool:
+    """Whether a layer's forward has ``**kwargs`` that it never reads."""
+    forward = inspect.unwrap(type(layer).forward)
+    name = next((p.name for p in inspect.signature(forward).parameters.values() if p.kind is p.VAR_KEYWORD), None)
+    if name is None:
+        return False
+    for instruction in dis.get_instructions(forward):
+        names = instruction.argval if isinstance(instruction.argval, tuple) else (instruction.argval,)
+        if instruction.opname.startswith("LOAD") and name in names:
+            return False
+    return True
+
+
+def pack(layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Forward pre-hook of the layer."""
+    embeddings = kwargs.get("position_embeddings")
+    if isinstance(embeddings, tuple):
+        carrier = Carrier(embeddings)
+        carrier.carried = {name: kwargs[name] for name in CARRIED if name in kwargs}
+        kwargs = {**kwargs, "position_embeddings": carrier}
+    return args, kwargs
+
+
+def unpack(attention: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Forward pre-hook of the layer's attention."""
+    embeddings = kwargs.get("position_embeddings")
+    if isinstance(embeddings, Carrier):
+        kwargs = {**embeddings.carried, **kwargs, "position_embeddings": tuple(embeddings)}
+    return args, kwargs
+
+
+def install(layer: nn.Module, attention: nn.Module) -> list[Any]:
+    """Handles of the hooks a layer needs; none where it passes everything on."""
+    if not drops_keywords(layer):
+        return []
+    return [
+        layer.register_forward_pre_hook(pack, with_kwargs=True),
+        attention.register_forward_pre_hook(unpack, with_kwargs=True, prepend=True),
+    ]

@@ -1,0 +1,439 @@
+"""The test matrix: tiny random hosts of every family, and every encoding with what it supports.
+
+A new encoding is one row of :data:`ENCODINGS`, a new family one row of :data:`HOSTS`; every generic test runs over
+:func:`cells`. :func:`refusal` says which cells must be refused, and with what words.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+import transformers as hf
+
+from pe_retrofit import (
+    AlibiConfig,
+    DynamicConfig,
+    LearnedConfig,
+    LongropeConfig,
+    SinusoidalConfig,
+    T5Config,
+    YarnConfig,
+    patch_model,
+)
+
+VOCAB, PAD, TRAINED = 97, 1, 32
+"""Tokens 0 .. 96; 1 pads; every host was "trained" for 32 positions."""
+
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "initializer_range": 0.2,  # large enough for attention that is far from uniform
+}
+DECODER = {
+    **SIZES,
+    "max_position_embeddings": TRAINED,
+    "pad_token_id": PAD,
+    "bos_token_id": 2,
+    "eos_token_id": None,
+    "tie_word_embeddings": False,
+}
+GQA = {**DECODER, "num_key_value_heads": 2}
+WINDOW = 12
+"""Smaller than the length of most tests."""
+
+ENCODER = {**SIZES, "max_position_embeddings": TRAINED, "pad_token_id": PAD}
+
+
+@dataclass(frozen=True)
+class HostCase:
+    """A tiny model.
+
+    Attributes:
+        name: of the row.
+        model_class: with a head; the name of a class of transformers.
+        config_class: the name of its config class.
+        options: of the config.
+        causal: decoder or encoder.
+        rotates: has a rotation; otherwise a position table.
+        own_layout: cos is not laid out as (f, f), so that frequencies of our own are refused.
+        own_application: applies cos to pairs of neighbours, so that rotations inside our attention are refused.
+        unfused: what the fused kernels cannot do, in words.
+        windows: has sliding-window layers.
+        native_nope: layer 1 has no rotation.
+        rope_sets: window layers have rope parameters of their own.
+        partial: rotates a part of each head.
+        cross: attends to an encoder.
+        packs: masks packed sequences from each other by ``position_ids``.
+    """
+
+    name: str
+    config_class: str
+    model_class: str
+    options: dict[str, Any] = field(default_factory=dict)
+    causal: bool = True
+    rotates: bool = True
+    own_layout: bool = False
+    own_application: bool = False
+    unfused: str = ""
+    windows: bool = False
+    native_nope: bool = False
+    rope_sets: bool = False
+    partial: bool = False
+    cross: bool = False
+    packs: bool = True
+
+    def config(self, **more: Any) -> Any:
+        """A fresh config; ``more`` overrides options."""
+        return getattr(hf, self.config_class)(**copy.deepcopy({**self.options, **more}))
+
+    def fresh(self, **more: Any) -> Any:
+        """A new model with the weights of seed 0, in eval mode, in float32."""
+        if not more:
+            return copy.deepcopy(_built(self.name))
+        return _build(self, more)
+
+
+@cache
+def _built(name: str) -> Any:
+    return _build(HOSTS[name], {})
+
+
+def _build(host: HostCase, more: dict[str, Any]) -> Any:
+    torch.manual_seed(0)
+    model = getattr(hf, host.model_class)(host.config(**more)).eval()
+    with torch.no_grad():  # biases and norms away from 0 and 1, so that nothing cancels by accident
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
+PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+
+_HOSTS = [
+    HostCase("llama", "LlamaConfig", "LlamaForCausalLM", GQA),
+    HostCase(
+        "mistral",
+        "MistralConfig",
+        "MistralForCausalLM",
+        {**GQA, "sliding_window": WINDOW, "head_dim": 16},
+        windows=True,
+    ),
+    HostCase("qwen2", "Qwen2Config", "Qwen2ForCausalLM", GQA),
+    HostCase("qwen3", "Qwen3Config", "Qwen3ForCausalLM", {**GQA, "head_dim": 16}),
+    HostCase(
+        "gemma2",
+        "Gemma2Config",
+        "Gemma2ForCausalLM",
+        {**GQA, "head_dim": 16, "sliding_window": WINDOW, "attn_logit_softcapping": 3.0, "query_pre_attn_scalar": 16},
+        unfused="soft-capping",
+        windows=True,
+    ),
+    HostCase(
+        "gemma3",
+        "Gemma3TextConfig",
+        "Gemma3ForCausalLM",
+        {**GQA, "head_dim": 16, "sliding_window": WINDOW, "layer_types": TYPES, "query_pre_attn_scalar": 16},
+        windows=True,
+        rope_sets=True,
+    ),
+    HostCase("olmo2", "Olmo2Config", "Olmo2ForCausalLM", GQA),
+    HostCase("phi3", "Phi3Config", "Phi3ForCausalLM", GQA),
+    HostCase("smollm3", "SmolLM3Config", "SmolLM3ForCausalLM", {**GQA, "no_rope_layers": [1, 0, 1]}, native_nope=True),
+    HostCase("stablelm", "StableLmConfig", "StableLmForCausalLM", {**GQA, "partial_rotary_factor": 0.5}, partial=True),
+    HostCase("cohere", "CohereConfig", "CohereForCausalLM", GQA, own_layout=True),
+    HostCase(
+        "glm",
+        "GlmConfig",
+        "GlmForCausalLM",
+        {**GQA, "head_dim": 8, "partial_rotary_factor": 0.5},
+        own_application=True,
+        partial=True,
+    ),
+    HostCase(
+        "gpt_oss",
+        "GptOssConfig",
+        "GptOssForCausalLM",
+        {
+            **GQA,
+            "head_dim": 16,
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+            "sliding_window": WINDOW,
+            "layer_types": TYPES,
+            "rope_parameters": PLAIN_ROPE,
+        },
+        unfused="sinks",
+        windows=True,
+        own_layout=True,
+    ),
+    HostCase(
+        "mixtral",
+        "MixtralConfig",
+        "MixtralForCausalLM",
+        {**GQA, "num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": None},
+    ),
+    HostCase(
+        "gpt_neox",
+        "GPTNeoXConfig",
+        "GPTNeoXForCausalLM",
+        {**DECODER, "use_parallel_residual": True, "rotary_pct": 0.5},
+        partial=True,
+    ),
+    HostCase(
+        "gpt_neox_serial",
+        "GPTNeoXConfig",
+        "GPTNeoXForCausalLM",
+        {**DECODER, "use_parallel_residual": False, "rotary_pct": 1.0},
+    ),
+    HostCase("bert", "BertConfig", "BertForMaskedLM", ENCODER, causal=False, rotates=False),
+    HostCase(
+        "roberta",
+        "RobertaConfig",
+        "RobertaForMaskedLM",
+        {**ENCODER, "max_position_embeddings": TRAINED + PAD + 1},
+        causal=False,
+        rotates=False,
+    ),
+    HostCase(
+        "distilbert",
+        "DistilBertConfig",
+        "DistilBertForMaskedLM",
+        {
+            "vocab_size": VOCAB,
+            "dim": 32,
+            "hidden_dim": 40,
+            "n_layers": 3,
+            "n_heads": 4,
+            "max_position_embeddings": TRAINED,
+            "pad_token_id": PAD,
+            "initializer_range": 0.2,
+        },
+        causal=False,
+        rotates=False,
+    ),
+    HostCase(
+        "electra",
+        "ElectraConfig",
+        "ElectraForMaskedLM",
+        {**ENCODER, "embedding_size": 16},
+        causal=False,
+        rotates=False,
+    ),
+    HostCase(
+        "bert_decoder",
+        "BertConfig",
+        "BertLMHeadModel",
+        {**ENCODER, "is_decoder": True},
+        rotates=False,
+        packs=False,
+    ),
+    HostCase(
+        "bert_cross",
+        "BertConfig",
+        "BertLMHeadModel",
+        {**ENCODER, "is_decoder": True, "add_cross_attention": True},
+        rotates=False,
+        cross=True,
+        packs=False,
+    ),
+]
+HOSTS = {host.name: host for host in _HOSTS}
+
+
+@dataclass(frozen=True)
+class EncodingCase:
+    """An encoding as a user asks for it.
+
+    Attributes:
+        spec / options / layers: arguments of ``patch_model``.
+        decoder / encoder: holds for causal, for bidirectional attention (``encoder`` also: on a position table).
+        scales: scales a rotation, so a model without one refuses it.
+        late: depends on the length, so that keys are cached unrotated.
+        identity: an exact no-op when patched: "always", "decoder", "encoder" (position table) or "".
+        relative: a shift of all positions changes nothing (if what is kept of the native encoding is relative).
+        learned: has parameters of its own.
+        bias: runs through our attention function with a bias, so kernels can be chosen.
+        keeps: the native encoding stays.
+    """
+
+    name: str
+    spec: Any
+    options: dict[str, Any] = field(default_factory=dict)
+    layers: Any = None
+    decoder: bool = True
+    encoder: bool = True
+    scales: bool = False
+    late: bool = False
+    identity: str = ""
+    relative: bool = True
+    learned: bool = False
+    bias: bool = False
+    keeps: bool = False
+    input: bool = False
+    own_rotation: bool = False
+
+    def patch(self, model: Any, *, fill: bool = True, **more: Any) -> Any:
+        """Patch; learned parameters get random values unless ``fill=False``, so that tests can fail."""
+        patch_model(model, copy.deepcopy(self.spec), layers=self.layers, **self.options, **more)
+        if fill:
+            randomise(model)
+        return model
+
+
+def randomise(model: Any, scale: float = 0.7) -> None:
+    """Give every learned parameter of an encoding random values."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in learned_parameters(model):
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+            if name.endswith("learned_slopes"):
+                parameter.mul_((0.5 * noise).exp())
+            else:
+                parameter.add_(scale * noise)
+
+
+def learned_parameters(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
+    """The parameters that encodings added."""
+    return [(n, p) for n, p in model.named_parameters() if ".position_encoding." in f".{n}"]
+
+
+EVERY_SECOND = slice(1, None, 2)
+_ENCODINGS = [
+    EncodingCase("linear", "linear", {"factor": 2.0}, scales=True),
+    EncodingCase("ntk", "ntk", {"factor": 4.0}, scales=True),
+    EncodingCase("dynamic", "dynamic", {"factor": 2.0}, scales=True, late=True, identity="decoder", encoder=False),
+    EncodingCase("yarn", "yarn", {"factor": 4.0, "beta_fast": 4.0}, scales=True),
+    EncodingCase("longrope", "longrope", {"factor": 4.0}, scales=True, late=True, encoder=False),
+    EncodingCase(
+        "longrope_exact",
+        "longrope",
+        {"factor": 4.0, "attention_factor": 1.0},
+        scales=True,
+        late=True,
+        identity="decoder",
+        encoder=False,
+    ),
+    EncodingCase("llama3", "llama3", {"factor": 4.0}, scales=True),
+    EncodingCase("partial_rope", "partial_rope", {"p": 0.5}, scales=True),
+    EncodingCase("alibi", "alibi", bias=True),
+    EncodingCase("alibi_learnable", "alibi", {"learnable": True}, learned=True, bias=True),
+    EncodingCase("nope", "nope", encoder=False),
+    EncodingCase("nope_warm", "nope", {"temperature": 0.5, "factor": 4.0}, encoder=False),
+    EncodingCase("t5", "t5", {"num_buckets": 16, "max_distance": 40}, learned=True, bias=True),
+    EncodingCase(
+        "learned", "learned", {"max_positions": 160}, learned=True, relative=False, input=True, identity="encoder"
+    ),
+    EncodingCase("sinusoidal", "sinusoidal", learned=True, relative=False, input=True),
+    EncodingCase("native+t5", ["native", T5Config(16, 40)], learned=True, bias=True, keeps=True, identity="always"),
+    EncodingCase("native+alibi", ["native", "alibi"], bias=True, keeps=True),
+    EncodingCase(
+        "native+learned",
+        ["native", LearnedConfig(160)],
+        learned=True,
+        relative=False,
+        keeps=True,
+        input=True,
+        identity="decoder",
+    ),
+    EncodingCase(
+        "native+sinusoidal",
+        ["native", SinusoidalConfig()],
+        learned=True,
+        relative=False,
+        keeps=True,
+        input=True,
+        identity="always",
+    ),
+    EncodingCase("nope+t5", ["nope", T5Config(16, 40)], learned=True, bias=True, encoder=False),
+    EncodingCase("yarn+alibi", [YarnConfig(4.0, beta_fast=4.0), "alibi"], bias=True, scales=True),
+    EncodingCase("dynamic+alibi", [DynamicConfig(2.0), "alibi"], bias=True, scales=True, late=True, encoder=False),
+    EncodingCase(
+        "longrope+t5",
+        [LongropeConfig(4.0), T5Config(16, 40)],
+        bias=True,
+        scales=True,
+        late=True,
+        learned=True,
+        encoder=False,
+    ),
+    EncodingCase("alibi+t5", [AlibiConfig(), T5Config(16, 40)], learned=True, bias=True),
+    EncodingCase("nope/2", "nope", layers=EVERY_SECOND, encoder=False),
+    EncodingCase("yarn/2", "yarn", {"factor": 4.0, "beta_fast": 4.0}, layers=[0, 1], scales=True, own_rotation=True),
+    EncodingCase(
+        "dynamic/2",
+        "dynamic",
+        {"factor": 2.0},
+        layers=[0, 1],
+        scales=True,
+        late=True,
+        identity="decoder",
+        encoder=False,
+    ),
+    EncodingCase("t5/2", "t5", {"num_buckets": 16, "max_distance": 40}, layers=[0, 2], learned=True, bias=True),
+    EncodingCase("alibi/2", "alibi", layers=[1], bias=True),
+    EncodingCase("native+alibi/2", ["native", "alibi"], layers=[0, -1], bias=True, keeps=True),
+]
+ENCODINGS = {encoding.name: encoding for encoding in _ENCODINGS}
+
+
+def refusal(host: HostCase, encoding: EncodingCase) -> str | None:
+    """A pattern the error must match where a cell has to be refused; None where it has to work."""
+    subset = encoding.layers is not None
+    if not host.causal and not encoding.encoder:
+        return "holds for causal attention only"
+    if not host.rotates:
+        if encoding.scales:
+            return "scales a rotation, and .* has none"
+        if encoding.name == "native+learned":
+            return "already has a learned table"
+        if subset and not encoding.keeps:
+            return "layers= cannot be chosen here"
+        return None
+    if (host.own_application and encoding.late) or (host.own_layout and (encoding.late or encoding.own_rotation)):
+        return "rotate-half layout"
+    if host.native_nope and encoding.name == "nope/2":
+        return "changed nothing in layers"
+    return None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One host with one encoding."""
+
+    host: HostCase
+    encoding: EncodingCase
+
+    @property
+    def id(self) -> str:
+        return f"{self.host.name}-{self.encoding.name}"
+
+    @property
+    def refusal(self) -> str | None:
+        return refusal(self.host, self.encoding)
+
+    def patched(self, *, fill: bool = True, **more: Any) -> Any:
+        """A fresh patched model."""
+        return self.encoding.patch(self.host.fresh(), fill=fill, **more)
+
+
+def cells(want: Callable[[Cell], bool] = lambda cell: True, *, refused: bool = False) -> list[Any]:
+    """pytest parameters for all cells that work (or, with ``refused``, that must not) and satisfy ``want``."""
+    import pytest
+
+    every = [Cell(h, e) for h in HOSTS.values() for e in ENCODINGS.values()]
+    return [pytest.param(c, id=c.id) for c in every if (c.refusal is not None) == refused and want(c)]
+
+
+def tokens(batch: int, length: int, seed: int = 0) -> torch.Tensor:
+    """int64 ``[batch, length]``, without the padding token."""
+    return torch.randint(3, VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
