@@ -4,6 +4,10 @@ A config of a patched model is an instance of a subclass of the host's config cl
 the host's, so peft, trl and generation keep their defaults; only what is *written* names :data:`MODEL_TYPE`, so that a
 loader without this package fails loudly instead of running the unpatched architecture. The file holds the host's
 original values of whatever patching edits, and patching again on load restores the rest.
+
+Some loaders do not look at ``model_type`` (``LlamaForCausalLM.from_pretrained`` only warns). For them one field that
+every architecture must resolve while it is built (the rope type, the activation) is written as a word that does not
+resolve and says what is missing; its true value lies in the block.
 """
 
 from __future__ import annotations
@@ -24,6 +28,14 @@ BLOCK = "position_encoding"
 ORIGINAL = "original"
 """Within the block, in memory only: values of the host's config before patching."""
 
+HOST = "host"
+"""Within the block, on disk only: true values of the guarded fields."""
+
+NEEDED = "import pe_retrofit before loading this model"
+"""What a loader that ignores ``model_type`` stumbles over."""
+
+ACTIVATIONS = ("hidden_act", "hidden_activation", "activation")
+
 on_new_class: list[Callable[[type[PreTrainedConfig], type[PreTrainedConfig]], None]] = []
 """Called with (marked class, host class) when a marked class comes into being."""
 
@@ -40,12 +52,25 @@ class MarkedConfig:
         written = super().to_diff_dict()  # type: ignore[misc]
         block = dict(getattr(self, BLOCK, None) or {})
         written.update(block.pop(ORIGINAL, {}))
+        guarded = guard(written)
+        block[HOST] = {key: written.get(key) for key in guarded}
+        written.update(guarded)
         written[BLOCK] = block
         written["model_type"] = MODEL_TYPE
         return written
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _blank, (self.host_class,), self.__dict__
+
+
+def guard(written: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a host's config and the unresolvable values that stand in the file for them."""
+    rope = written.get("rope_parameters")
+    if isinstance(rope, dict) and rope:
+        nested = {key: value for key, value in rope.items() if isinstance(value, dict)}
+        stop = {"rope_type": NEEDED, "rope_theta": 1.0}
+        return {"rope_parameters": dict.fromkeys(nested, stop) if nested else stop}
+    return {name: NEEDED for name in ACTIVATIONS if isinstance(written.get(name), str)}
 
 
 def marked_class(host_class: type[PreTrainedConfig]) -> type[PreTrainedConfig]:

@@ -272,6 +272,7 @@ def _install(host: Host, plan: Plan, applied: Applied, kernel: str | None) -> No
             required=attention.NAME if needs_attention else None,
             table_offset=host.reserved_rows if isinstance(host.table, table.ReplacedTable) else None,
             encodings=plan.names,
+            base=host.base,
         )
         applied.handles.append(host.base.register_forward_pre_hook(context.before, with_kwargs=True))
         applied.handles.append(host.base.register_forward_hook(context.after, with_kwargs=True))

@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from .patchers.family import find_host
+from .attention.select import candidates
+from .encodings.base import BiasEncoding
+from .patchers.family import Host, find_host
 from .patching import STATE, Applied
 from .registry import get_encoding
 
@@ -22,7 +24,7 @@ class PatchInfo:
         layers: indices of the patched layers.
         identity: exact identity within the trained length when patched; None when it was not measured.
         max_change / relative_change: of the last hidden state, absolute and over its root mean square.
-        kernel: ``auto``, the kernel forced, or ``the model's own`` when none of ours is involved.
+        kernel: the kernels tried in order, the one forced, or ``the model's own`` when none of ours is involved.
         native: a saved model is a plain transformers model.
         learned_parameters: how many numbers are learned.
     """
@@ -98,7 +100,7 @@ def status(model: nn.Module) -> Status:
             identity=a.proof.identity if a.proof else None,
             max_change=a.proof.max_change if a.proof else None,
             relative_change=a.proof.relative_change if a.proof else None,
-            kernel=a.kernel or "the model's own",
+            kernel=_kernel(host, a),
             native=a.native,
             learned_parameters=_learned(host.base, a),
         )
@@ -113,6 +115,18 @@ def status(model: nn.Module) -> Status:
         supports=_supports(applied),
         patches=infos,
     )
+
+
+def _kernel(host: Host, applied: Applied) -> str:
+    if applied.kernel is None:
+        return "the model's own"
+    if applied.kernel != "auto":
+        return f"{applied.kernel} (forced)"
+    biases = [m for m in host.attentions[applied.children[0]].position_encoding.values() if isinstance(m, BiasEncoding)]
+    if not biases:
+        return "fused"
+    device = host.reference_parameter(applied.children[0]).device.type
+    return f"auto on {device}: {', else '.join(candidates(biases, device))}"
 
 
 def _learned(base: nn.Module, applied: Applied) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from ..encodings.base import BiasEncoding
 from ..errors import UnsupportedError
 from .blockwise import blockwise_attention
 from .call import Call
@@ -58,15 +59,27 @@ def obstacle(kernel: str, call: Call) -> str | None:
     return None
 
 
+def order(device_type: str, *, training: bool) -> tuple[str, ...]:
+    """Kernels from the fastest to the most general, on a kind of device."""
+    if device_type == "cuda":
+        return ("separable", "flex", "blockwise")
+    return ("separable", "toeplitz", "blockwise") if training else ("toeplitz", "separable", "blockwise")
+
+
 def choose(call: Call) -> str:
     """Name of the fastest kernel that can run a call."""
-    if call.query.device.type == "cuda":
-        order = ("separable", "flex", "blockwise")
-    elif call.trains_bias or call.dropout:
-        order = ("separable", "toeplitz", "blockwise")
-    else:
-        order = ("toeplitz", "separable", "blockwise")
-    return next(name for name in order if obstacle(name, call) is None)
+    names = order(call.query.device.type, training=call.trains_bias or call.dropout > 0)
+    return next(name for name in names if obstacle(name, call) is None)
+
+
+def candidates(biases: Sequence[BiasEncoding], device_type: str, *, training: bool = False) -> list[str]:
+    """Kernels that what the encodings declare allows, in the order they are tried."""
+    declared = {
+        "separable": bool(biases) and all(encoding.slopes() is not None for encoding in biases),
+        "toeplitz": all(encoding.toeplitz for encoding in biases),
+        "flex": all(encoding.toeplitz for encoding in biases),
+    }
+    return [name for name in order(device_type, training=training) if declared.get(name, True)]
 
 
 def run(call: Call, kernel: str = "auto") -> Tensor:

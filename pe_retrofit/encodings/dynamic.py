@@ -46,6 +46,7 @@ class Dynamic(RotationEncoding):
         formula="theta_n = theta * (s * n / L - (s - 1))^(d / (d - 2)) for n > L",
         paper="emozilla 2023; see Peng et al. 2023, arXiv 2309.00071",
         bidirectional=False,
+        relative=False,
         identity="up to the trained length",
     )
 

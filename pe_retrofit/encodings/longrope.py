@@ -64,6 +64,7 @@ class Longrope(RotationEncoding):
         formula="inv_freq_m / factor_m (short up to L, long beyond); cos, sin *= sqrt(1 + ln s / ln L)",
         paper="Ding et al. 2024, arXiv 2402.13753",
         bidirectional=False,
+        relative=False,
         identity="up to the trained length, with short_factor 1 and attention_factor 1",
     )
 

@@ -19,7 +19,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from ..attention import NAME
 from ..config import SCHEMA_VERSION
 from ..errors import ConfigError, UnsupportedError
-from ..marking import BLOCK, MODEL_TYPE, ORIGINAL, marked_class, on_new_class
+from ..marking import ACTIVATIONS, BLOCK, HOST, MODEL_TYPE, ORIGINAL, marked_class, on_new_class
 from ..patchers.family import find_host
 from ..patching import STATE, apply_saved
 from ..plan import parse_spec
@@ -47,8 +47,9 @@ class PeRetrofitConfig(PreTrainedConfig):
         assert isinstance(block, Mapping)
         host_type = block["host_model_type"]
         host_class = CONFIG_MAPPING[host_type]
-        values = {k: v for k, v in config_dict.items() if k != "model_type"}
-        return marked_class(host_class).from_dict({**values, "model_type": host_type}, **kwargs)
+        values = {**config_dict, **block.get(HOST, {}), "model_type": host_type}
+        values[BLOCK] = {key: value for key, value in block.items() if key != HOST}
+        return marked_class(host_class).from_dict(values, **kwargs)
 
 
 class MarkedModel:
@@ -110,6 +111,9 @@ def check_block(block: Any) -> None:
     host = block.get("host_model_type")
     if not isinstance(host, str) or host == MODEL_TYPE or host not in CONFIG_MAPPING:
         raise ConfigError(f"{BLOCK}.host_model_type must be a model type of transformers such as 'llama', got {host!r}.")
+    guarded = block.get(HOST, {})
+    if not isinstance(guarded, Mapping) or not set(guarded) <= {"rope_parameters", *ACTIVATIONS}:
+        raise ConfigError(f"{BLOCK}.{HOST} may hold rope_parameters or an activation only, got {guarded!r:.80}.")
     patches = block.get("patches")
     if not isinstance(patches, list) or not 0 < len(patches) <= MOST_PATCHES:
         raise ConfigError(f"{BLOCK}.patches must be a list of 1 to {MOST_PATCHES} patches, got {patches!r:.80}.")

@@ -20,16 +20,17 @@ class PositionContext:
         required: the attention implementation the patch depends on; None when any will do.
         table_offset: for models with a position table that was replaced: rows before position 0; None otherwise.
         encodings: names, for messages.
+        base: the base model, for the names of its arguments.
     """
 
     def __init__(
-        self, *, packs_by_position: bool, required: str | None, table_offset: int | None, encodings: str
+        self, *, packs_by_position: bool, required: str | None, table_offset: int | None, encodings: str, base: nn.Module
     ) -> None:
         self.packs_by_position = packs_by_position
         self.required = required
         self.table_offset = table_offset
         self.encodings = encodings
-        self.names: list[str] | None = None
+        self.names = list(inspect.signature(type(base).forward).parameters)[1:]
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """Forward pre-hook of the base model."""
@@ -40,8 +41,6 @@ class PositionContext:
                 f"encoding without a word. Call model.set_attn_implementation({self.required!r}), or "
                 "unpatch_model(model) first."
             )
-        if self.names is None:
-            self.names = list(inspect.signature(type(module).forward).parameters)[1:]
         kwargs = {**dict(zip(self.names, args, strict=False)), **kwargs}
         tokens = kwargs.get("input_ids")
         tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
@@ -79,5 +78,5 @@ class PositionContext:
         rows, length = tokens.shape[:2]
         if kwargs.get("position_ids") is None:
             kwargs["position_ids"] = (query + (self.table_offset or 0)).expand(rows, -1)
-        if "token_type_ids" in (self.names or ()) and kwargs.get("token_type_ids") is None:
+        if "token_type_ids" in self.names and kwargs.get("token_type_ids") is None:
             kwargs["token_type_ids"] = torch.zeros(rows, length, dtype=torch.long, device=tokens.device)
