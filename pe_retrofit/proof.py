@@ -43,7 +43,9 @@ def probe(host: Host, length: int) -> Tensor:
     count = min(TOKENS, length)
     vocabulary = base.get_input_embeddings().weight.shape[0]
     ids = torch.randint(0, vocabulary, (1, count), generator=torch.Generator().manual_seed(SEED))
-    positions = torch.linspace(0, length - 1, count).round().long()[None] + host.reserved_rows * (host.table is not None)
+    positions = torch.linspace(0, length - 1, count).round().long()[None] + host.reserved_rows * (
+        host.table is not None
+    )
     device = base.get_input_embeddings().weight.device
     inputs = {
         "input_ids": ids.to(device),
@@ -86,14 +88,14 @@ def prove(
     far = (beyond[1] - beyond[0]).abs().max().item() if beyond else None
     if not far and (must_change_beyond or (change == 0.0 and not may_be_identity)):
         raise UnsupportedError(
-            f"Patching with {name!r} changed nothing in layers {list(layers)}: they have no such encoding to replace, or "
-            "the options amount to what the model already does. The patch was taken back."
+            f"Patching with {name!r} changed nothing in layers {list(layers)}: they have no such encoding to replace, "
+            "or the options amount to what the model already does. The patch was taken back."
         )
     rms = before.square().mean().sqrt().item()
     if may_be_identity and not change <= tolerance * rms:
         raise UnsupportedError(
-            f"{name!r} must leave the output as it is within the trained length, yet it changed by {change:.3g} (its root "
-            f"mean square is {rms:.3g}): this model computes its attention otherwise than the supported families. The "
-            "patch was taken back."
+            f"{name!r} must leave the output as it is within the trained length, yet it changed by {change:.3g} (its "
+            f"root mean square is {rms:.3g}): this model computes its attention otherwise than the supported families. "
+            "The patch was taken back."
         )
     return Proof(change == 0.0, change, change / rms if rms else 0.0, far)

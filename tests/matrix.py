@@ -7,11 +7,12 @@ A new encoding is one row of :data:`ENCODINGS`, a new family one row of :data:`H
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 import transformers as hf
 
@@ -264,6 +265,8 @@ class EncodingCase:
         learned: has parameters of its own.
         bias: runs through our attention function with a bias, so kernels can be chosen.
         keeps: the native encoding stays.
+        input: acts on the embeddings.
+        own_rotation: needs frequencies of our own where it is not the whole model's.
     """
 
     name: str
@@ -421,15 +424,44 @@ class Cell:
     def refusal(self) -> str | None:
         return refusal(self.host, self.encoding)
 
-    def patched(self, *, fill: bool = True, **more: Any) -> Any:
-        """A fresh patched model."""
-        return self.encoding.patch(self.host.fresh(), fill=fill, **more)
+    @property
+    def promises_identity(self) -> bool:
+        """Whether the patched model must equal the original, bit by bit, within the trained length."""
+        return {"": False, "always": True, "decoder": self.host.rotates, "encoder": not self.host.rotates}[
+            self.encoding.identity
+        ]
+
+    @property
+    def length(self) -> int:
+        """How many tokens a test should take: beyond the trained length where the host can, far beyond for ``late``."""
+        if self.encoding.late:
+            return 80
+        return 30 if not self.host.rotates and self.encoding.keeps else 40
+
+    @property
+    def relative(self) -> bool:
+        """Whether a shift of all positions must change nothing."""
+        if not self.encoding.relative or self.encoding.late:
+            return False
+        return self.host.rotates or not self.encoding.keeps
+
+    @property
+    def extends_table(self) -> bool:
+        """Whether ``learned`` makes the host's own table longer, instead of adding one."""
+        return not self.host.rotates and self.encoding.name == "learned"
+
+    def patched(self, *, fill: bool = True, double: bool = False, **more: Any) -> Any:
+        """A fresh patched model, in float64 with ``double``."""
+        model = self.host.fresh()
+        return self.encoding.patch(model.double() if double else model, fill=fill, **more)
+
+    def patched_in_place(self, model: Any) -> Any:
+        """``model``, patched as the encoding starts."""
+        return self.encoding.patch(model, fill=False)
 
 
 def cells(want: Callable[[Cell], bool] = lambda cell: True, *, refused: bool = False) -> list[Any]:
     """pytest parameters for all cells that work (or, with ``refused``, that must not) and satisfy ``want``."""
-    import pytest
-
     every = [Cell(h, e) for h in HOSTS.values() for e in ENCODINGS.values()]
     return [pytest.param(c, id=c.id) for c in every if (c.refusal is not None) == refused and want(c)]
 
@@ -437,3 +469,46 @@ def cells(want: Callable[[Cell], bool] = lambda cell: True, *, refused: bool = F
 def tokens(batch: int, length: int, seed: int = 0) -> torch.Tensor:
     """int64 ``[batch, length]``, without the padding token."""
     return torch.randint(3, VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def logits(model: Any, ids: torch.Tensor | None = None, **inputs: Any) -> torch.Tensor:
+    """``[batch, length, vocabulary]`` without gradients; a decoder with cross attention gets a fixed encoder state."""
+    with torch.no_grad():
+        return model(input_ids=ids, **encoder_state(model, ids, inputs), **inputs).logits
+
+
+def encoder_state(model: Any, ids: torch.Tensor | None, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """What a model with cross attention attends to: the same in every row."""
+    if not getattr(model.config, "add_cross_attention", False):
+        return {}
+    rows = (ids if ids is not None else inputs["inputs_embeds"]).shape[0]
+    state = torch.randn(1, 5, model.config.hidden_size, generator=torch.Generator().manual_seed(3))
+    return {"encoder_hidden_states": state.expand(rows, -1, -1).to(model.dtype)}
+
+
+def cached_logits(
+    model: Any, ids: torch.Tensor, chunks: Sequence[int], cache: Any = None, position_ids: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Logits of a decoder fed chunk by chunk through a cache."""
+    assert sum(chunks) == ids.shape[1]
+    parts, start = [], 0
+    for size in chunks:
+        piece = ids[:, start : start + size]
+        more: dict[str, Any] = {}
+        if position_ids is not None:
+            more["position_ids"] = position_ids[:, start : start + size]
+            more["attention_mask"] = torch.ones(ids.shape[0], start + size, dtype=torch.long)
+        with torch.no_grad():
+            state = encoder_state(model, piece, {})
+            output = model(input_ids=piece, past_key_values=cache, use_cache=True, **state, **more)
+        cache = output.past_key_values
+        parts.append(output.logits)
+        start += size
+    return torch.cat(parts, dim=1)
+
+
+def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Largest difference over the largest size of what is wanted."""
+    assert found.shape == wanted.shape, (found.shape, wanted.shape)
+    assert torch.isfinite(found).all()
+    return ((found.double() - wanted.double()).abs().max() / wanted.double().abs().max()).item()

@@ -1,4 +1,4 @@
-"""Layers that take keyword arguments and drop them (StableLM, Nemotron): the positions go on to the attention all the same.
+"""Layers that take keyword arguments and drop them (StableLM, Nemotron): how the positions reach the attention.
 
 They travel with ``position_embeddings``, which every such layer passes on, and so survive gradient checkpointing, where
 the forward of a layer runs again on its old arguments, possibly after other passes.

@@ -81,11 +81,14 @@ def edited_config(host: Host, encoding: RotationEncoding) -> dict[str, Any]:
     changed = native_sets(host, encoding)
     new = {name: encoding.rope_parameters(rope) if name in changed else dict(rope) for name, rope in sets.items()}
     edited: dict[str, Any] = {
-        "rope_parameters": new[None] if None in new else new,
+        "rope_parameters": new.get(None, new),
         "max_position_embeddings": encoding.max_position_embeddings(),
     }
     if getattr(host.config, "head_dim", 0) is None:  # Mixtral: transformers' scalings cannot compute with None
         edited["head_dim"] = host.shape().head_dim
+    lengths = [r["original_max_position_embeddings"] for r in new.values() if "original_max_position_embeddings" in r]
+    if lengths and hasattr(host.config, "original_max_position_embeddings"):
+        edited["original_max_position_embeddings"] = lengths[0]  # Phi-3: this one overrides the rope parameters'
     return edited
 
 

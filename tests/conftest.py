@@ -1,0 +1,21 @@
+"""Common to all tests: offline, one thread, everything repeatable."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+import transformers
+
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+transformers.logging.set_verbosity_error()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Each test starts from the same random state, whatever ran before it."""
+    torch.manual_seed(0)
