@@ -5,7 +5,7 @@
 >>> unpatch_model(model)
 """
 
-from . import encodings as _encodings  # registers them
+from . import encodings as _encodings  # noqa: F401  (registers them)
 from .attention import register as _register_attention
 from .config import EncodingConfig
 from .encodings.alibi import AlibiConfig

@@ -1,4 +1,4 @@
-"""The exceptions of the package. All are ``ValueError`` (or ``KeyError``) so that callers need no import to catch them."""
+"""The exceptions of the package. All are ``ValueError``, so that callers need no import to catch them."""
 
 from __future__ import annotations
 

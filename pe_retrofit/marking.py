@@ -88,7 +88,7 @@ def marked_class(host_class: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
 
 def mark(config: PreTrainedConfig, patches: list[dict[str, Any]], original: dict[str, Any]) -> None:
     """Make ``config`` say that its model carries ``patches``; ``original`` are host values that were edited."""
-    config.__class__ = marked_class(type(config))
+    config.__class__ = marked_class(type(config))  # type: ignore[assignment]
     block = {
         "schema_version": SCHEMA_VERSION,
         "host_model_type": config.model_type,
@@ -101,7 +101,7 @@ def mark(config: PreTrainedConfig, patches: list[dict[str, Any]], original: dict
 def unmark(config: PreTrainedConfig) -> None:
     """Undo :func:`mark`."""
     if isinstance(config, MarkedConfig):
-        config.__class__ = config.host_class
+        config.__class__ = config.host_class  # type: ignore[assignment]
         config.__dict__.pop(BLOCK, None)
 
 

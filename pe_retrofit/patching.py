@@ -96,7 +96,9 @@ def patch_model(
         >>> patch_model(model, "nope", layers=slice(3, None, 4))
     """
     if kernel is not None and kernel not in attention.KERNELS:
-        raise ConfigError(f"kernel={kernel!r} is unknown; choose one of {', '.join(attention.KERNELS)}, or leave it out.")
+        raise ConfigError(
+            f"kernel={kernel!r} is unknown; choose one of {', '.join(attention.KERNELS)}, or leave it out."
+        )
     host = find_host(model)
     configs, keeps_native = parse_spec(spec, options)
     if keeps_native and host.family.rotary is None and spec_names_rope(spec):
@@ -174,8 +176,8 @@ def _check_model(model: nn.Module, host: Host, plan: Plan) -> None:
         shared = sorted(set(applied.layers) & set(plan.layers))
         if shared:
             raise UnsupportedError(
-                f"Layers {shared} are already patched with {applied.names!r}. Call unpatch_model(model) first, or patch "
-                f"once with a list that composes: ['native', {plan.configs[0].name!r}]."
+                f"Layers {shared} are already patched with {applied.names!r}. Call unpatch_model(model) first, or "
+                f"patch once with a list that composes: ['native', {plan.configs[0].name!r}]."
             )
     parameters = list(host.base.parameters())
     if any(p.device.type == "meta" for p in parameters):
@@ -302,9 +304,7 @@ def _install_rotation(host: Host, plan: Plan, applied: Applied) -> tuple[bool, b
     names = rotation.native_sets(host, encoding)
     new = {name: encoding.rope_parameters(host.rope_sets[name]) for name in names}
     check_unscaled(host, plan.rotation, names, new)
-    concerned = [
-        i for i in plan.layers if None in names or host.config.layer_types[i] in names
-    ]
+    concerned = [i for i in plan.layers if None in names or host.config.layer_types[i] in names]
     if kind.length_dependent:
         return _install_late(host, plan, applied, encoding, concerned)
     if plan.all_layers and rotation.expressible(host, encoding):
@@ -361,8 +361,7 @@ def _install_table(host: Host, plan: Plan, applied: Applied) -> bool:
         encoding = kind(plan.input, shape_for(host, plan, 0))
         encoding = encoding.to(device=old.weight.device, dtype=old.weight.dtype)
         if old.weight.device.type != "meta":
-            rows = old.weight.detach()[host.reserved_rows :]
-            encoding.fit(rows, keeps_native=plan.keeps_native, embedding_rms=0.0)
+            encoding.fit(old.weight.detach()[host.reserved_rows :], keeps_native=plan.keeps_native, embedding_rms=0.0)
     applied.table_before, applied.table_trained, applied.native = old, old.weight.requires_grad, False
     new_table = table.ReplacedTable(old, encoding, host.reserved_rows, keeps_rows=plan.keeps_native)
     if not plan.keeps_native:

@@ -197,9 +197,7 @@ def _check_sites(host: Host, plan: Plan) -> None:
         if plan.input is not None and isinstance(plan.rotation, NopeConfig):
             raise UnsupportedError(f"'nope' removes the positions that {plan.input.name!r} adds; use one of them.")
     elif plan.rotation is not None and plan.keeps_native:
-        raise UnsupportedError(
-            f"'native' keeps the rotation that {plan.rotation.name!r} replaces. Name one of them."
-        )
+        raise UnsupportedError(f"'native' keeps the rotation that {plan.rotation.name!r} replaces. Name one of them.")
     if plan.input is not None and not plan.all_layers:
         raise UnsupportedError(
             f"{plan.input.name!r} acts on the input of the model, before all layers; leave out layers=."

@@ -134,7 +134,8 @@ def line_chart(
         if ticks is not None:
             show = x_format or thousands
             axes.set_xticks(ticks, [show(x) for x in ticks])
-            axes.minorticks_off() if log_x and not log_y else None
+            if log_x:
+                axes.tick_params(axis="x", which="minor", bottom=False)
         mark(axes, vlines, hlines)
         axes.set(xlabel=x_label, ylabel=y_label, title=title)
         legend(axes, len(series))
@@ -194,15 +195,18 @@ def bar_chart(
 
 
 def mark(axes: Axes, vlines: Mapping[str, float] | None, hlines: Mapping[str, float] | None) -> None:
-    """Dashed reference lines with their labels beside them."""
-    for label, x in (vlines or {}).items():
+    """Dashed reference lines with their labels; call it when the limits of the axes are final."""
+    for place, (label, x) in enumerate((vlines or {}).items()):
         axes.axvline(x, color="#98a2b3", linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
+        across = axes.transAxes.inverted().transform(axes.transData.transform((x, axes.get_ylim()[0])))[0]
+        right = bool(across > 0.8)  # no room for the label on the right of the line
         axes.annotate(
             label,
             (x, 1.0),
             xycoords=("data", "axes fraction"),
-            xytext=(4, -4),
+            xytext=(-4 if right else 4, -4 - 12 * place),
             textcoords="offset points",
+            ha="right" if right else "left",
             va="top",
             fontsize=8.5,
             color="#667085",

@@ -184,7 +184,7 @@ def _static_size(cache: Any) -> int:
 def _refuse_unseen(held: int, seen: int) -> None:
     raise UnsupportedError(
         f"The cache holds {held} tokens, of which this model has seen {seen}: the positions of the others are unknown. "
-        "Fill the cache with the patched model, or declare them with pe_retrofit.positions.declare(cache, position_ids)."
+        "Fill the cache with the patched model, or say them: pe_retrofit.positions.declare(cache, position_ids)."
     )
 
 

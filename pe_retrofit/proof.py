@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ def probe(host: Host, length: int) -> Tensor:
     known = inspect.signature(type(base).forward).parameters
     if "use_cache" in known:
         inputs["use_cache"] = False
-    modes = {module: module.training for module in base.modules()}
+    modes: dict[Any, bool] = {module: module.training for module in base.modules()}
     try:
         base.eval()
         with torch.no_grad():

@@ -77,9 +77,11 @@ class Status:
                 effect = "an exact identity within the trained length"
             else:
                 effect = f"changes the output by up to {patch.relative_change:.3g} of its size"
-            lines.append(f"  {patch.encodings} on {where}: {effect}; kernel {patch.kernel}; "
-                         f"{'plain config' if patch.native else 'own model_type'} on disk; "
-                         f"{patch.learned_parameters:,} learned parameters")
+            lines.append(
+                f"  {patch.encodings} on {where}: {effect}; kernel {patch.kernel}; "
+                f"{'plain config' if patch.native else 'own model_type'} on disk; "
+                f"{patch.learned_parameters:,} learned parameters"
+            )
         lines += [f"  {what}: {how}" for what, how in self.supports.items()]
         return "\n".join(lines)
 
@@ -122,7 +124,8 @@ def _kernel(host: Host, applied: Applied) -> str:
         return "the model's own"
     if applied.kernel != "auto":
         return f"{applied.kernel} (forced)"
-    biases = [m for m in host.attentions[applied.children[0]].position_encoding.values() if isinstance(m, BiasEncoding)]
+    attention: Any = host.attentions[applied.children[0]]
+    biases = [m for m in attention.position_encoding.values() if isinstance(m, BiasEncoding)]
     if not biases:
         return "fused"
     device = host.reference_parameter(applied.children[0]).device.type

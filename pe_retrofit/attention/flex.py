@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from .call import Call
 
 
 @cache
-def _compiled() -> object:
+def _compiled() -> Callable[..., Any]:
     return torch.compile(flex_attention, dynamic=True)
 
 
@@ -56,7 +58,7 @@ def flex_attention_kernel(call: Call) -> Tensor:
 
         rows = call.query.shape[0] if allowed.shape[0] > 1 else None
         block_mask = create_block_mask(mask_mod, rows, None, q, k, device=str(device))
-    run = _compiled() if device.type == "cuda" else flex_attention
+    run: Any = _compiled() if device.type == "cuda" else flex_attention
     return run(
         call.query,
         call.key,

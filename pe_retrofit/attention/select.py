@@ -94,6 +94,6 @@ def run(call: Call, kernel: str = "auto") -> Tensor:
         kernel = choose(call)
     elif (reason := obstacle(kernel, call)) is not None:
         raise UnsupportedError(
-            f"kernel={kernel!r} cannot run this call: {reason}. Use kernel='auto', or 'blockwise', which runs everything."
+            f"kernel={kernel!r} cannot run this call: {reason}. Use kernel='auto' or 'blockwise', which runs all."
         )
     return KERNELS[kernel](call)

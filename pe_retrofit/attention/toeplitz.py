@@ -1,7 +1,7 @@
 """Toeplitz: a bias of the distance alone, as one vector per head, seen as a matrix through strides.
 
-With the queries in reverse order the bias matrix has equal entries along its anti-diagonals, ``B[r, j] = w[r + j]``, and
-such a matrix is a view of the vector: strides (1, 1). Blocks of queries go through PyTorch's fused attention with that
+With the queries in reverse order the bias matrix has equal entries along its anti-diagonals, ``B[r, j] = w[r + j]``,
+and such a matrix is a view of the vector: strides (1, 1). Blocks of queries go through PyTorch's fused attention with that
 view as the mask; keys after the block's last query are cut off, the causal triangle is a run of -inf in the vector.
 The matrix never exists. :mod:`toeplitz_backward` adds the gradient to a learned vector.
 """
@@ -87,10 +87,8 @@ def _attend_blocks(call: Call, query: Tensor, key: Tensor, value: Tensor, vector
         if mask is not None:
             part = mask[:, :, start : start + rows, :keys] if mask.shape[2] > 1 else mask[..., :keys]
             lowest = torch.finfo(bias.dtype).min
-            if part.dtype == torch.bool:
-                bias = bias.masked_fill(~part, lowest)
-            else:
-                bias = (bias + part).clamp_min(lowest)
+            hides = part.dtype == torch.bool
+            bias = bias.masked_fill(~part, lowest) if hides else (bias + part).clamp_min(lowest)
         outputs.append(_attend(call, reverse[:, :, start : start + rows], key[:, :, :keys], value[:, :, :keys], bias))
     return torch.cat(outputs, dim=2).flip(2)
 

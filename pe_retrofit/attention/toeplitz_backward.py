@@ -88,7 +88,7 @@ def _fold(states: Tensor, groups: int) -> Tensor:
 
 
 def _anti_diagonals(matrix: Tensor) -> Tensor:
-    """Sums over ``r + j`` of ``[h, r, j]``: ``[h, r + j - 1]``. Row r is written shifted by r, then columns are summed."""
+    """Sums over ``r + j`` of ``[h, r, j]``: ``[h, r + j - 1]``. Row r is shifted by r, then columns are summed."""
     h, rows, columns = matrix.shape
     width = rows + columns
     sheared = matrix.new_zeros(h, rows, width)

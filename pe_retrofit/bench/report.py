@@ -28,7 +28,9 @@ def print_tables(results: dict[str, Any], console: Console) -> None:
         rows = [row for row in results["rows"] if row["task"] == task]
         if not rows:
             continue
-        table = Table(title=f"{title}: {results['model']}, {results['dtype']}, {results['device']}", title_justify="left")
+        table = Table(
+            title=f"{title}: {results['model']}, {results['dtype']}, {results['device']}", title_justify="left"
+        )
         for name in ("tokens", "variant", "seconds", "time / stock", "tokens/s", "peak MiB", "memory / stock"):
             table.add_column(name, justify="left" if name == "variant" else "right")
         for row in sorted(rows, key=lambda r: r["length"]):
@@ -46,14 +48,17 @@ def save(results: dict[str, Any], out: Path) -> list[Path]:
         rows = [r for r in results["rows"] if r["task"] == task and r.get("time_ratio") is not None]
         if rows:
             picture = out / f"bench_{task}.png"
-            labels = [f"{row['variant']}\n{row['length']}" for row in rows]
+            groups: dict[str, dict[str, float]] = {}
+            for row in rows:
+                groups.setdefault(f"{row['length']} tokens", {})[row["variant"]] = row["time_ratio"]
             bar_chart(
-                labels,
-                [row["time_ratio"] for row in rows],
-                y_label="time over stock",
-                title=f"{title}\n{results['model']}, {results['dtype']}",
-                path=picture,
-                reference=1.0,
+                groups,
+                "",
+                "time over stock",
+                f"{title}: {results['model']}, {results['dtype']}",
+                picture,
+                log_y=max(row["time_ratio"] for row in rows) > 4,
+                hlines={"stock": 1.0},
             )
             paths.append(picture)
     return paths

@@ -6,6 +6,7 @@ import datetime
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -81,13 +82,14 @@ def run_bench(
         for turn in range(options.rounds):
             for name in [*names, *(peers if turn == 0 else [])]:
                 progress(f"prefill and decode, {length} tokens, {name}, round {turn + 1} of {options.rounds}")
-                _guard(record("prefill", name, length), lambda n=name: _prefill(record, model, n, length, options.steps))
+                series = record("prefill", name, length)
+                _guard(series, partial(_prefill, record, model, name, length, options.steps))
     for length in options.train_lengths:
         for turn in range(options.rounds):
             for name in [STOCK, *options.encodings]:
                 progress(f"training step, {length} tokens, {name}, round {turn + 1} of {options.rounds}")
                 series = record("train", name, length)
-                _guard(series, lambda n=name, s=series: _add(s, training_step(model, n, length)))
+                _guard(series, partial(_train, series, model, name, length))
     if options.attention_length:
         _attention(model, options, record, progress)
     return {
@@ -130,13 +132,15 @@ def rows(series: Sequence[Series]) -> list[dict[str, Any]]:
     return result
 
 
-def _prefill(
-    record: Callable[[str, str, int], Series], model: nn.Module, name: str, length: int, steps: int
-) -> None:
+def _prefill(record: Callable[[str, str, int], Series], model: nn.Module, name: str, length: int, steps: int) -> None:
     measured, seconds = prefill_and_decode(model, name, length, steps)
     _add(record("prefill", name, length), measured)
     if seconds is not None:
         record("decode", name, length).seconds.append(seconds)
+
+
+def _train(series: Series, model: nn.Module, name: str, length: int) -> None:
+    _add(series, training_step(model, name, length))
 
 
 def _attention(
@@ -154,7 +158,7 @@ def _attention(
             progress(f"attention alone, {length} tokens, {name}, round {turn + 1} of {options.rounds}")
             with torch.no_grad():
                 shared = call.prepare()
-                measured = measure(lambda c=call, s=shared: c.run(s), parameter.device)
+                measured = measure(partial(call.run, shared), parameter.device)
             if isinstance(shared, torch.Tensor) and measured.extra_bytes is not None:
                 measured.extra_bytes += shared.nbytes
             _add(record("attention", name, length), measured)

@@ -117,7 +117,8 @@ def attention_calls(model: nn.Module, length: int, dtype: torch.dtype) -> dict[s
 
         def run(_: Any) -> Any:
             positions = resolve(query_length=length, batch_size=1, device=device)
-            return attention_forward(module, query, key, value, None, **{KEYWORD: positions})
+            carried: dict[str, Any] = {KEYWORD: positions}
+            return attention_forward(module, query, key, value, None, **carried)
 
         return AttentionCall(run)
 

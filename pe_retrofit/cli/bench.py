@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -85,7 +86,7 @@ def parse_lengths(text: str, flag: str) -> list[int]:
     return result
 
 
-def check_encodings(names: list[str]) -> None:
+def check_encodings(names: Sequence[str]) -> None:
     """Refuse unknown names before anything is loaded."""
     from ..registry import NATIVE, get_encoding
 
@@ -98,7 +99,7 @@ def check_encodings(names: list[str]) -> None:
                     raise typer.BadParameter(str(error)) from error
 
 
-def load(model: str, dtype: str, device: str):  # type: ignore[no-untyped-def]
+def load(model: str, dtype: str, device: str) -> tuple[Any, str]:
     """The model to measure and its name."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -115,4 +116,5 @@ def load(model: str, dtype: str, device: str):  # type: ignore[no-untyped-def]
         loaded, name = models.smollm2(kind)[0], "SmolLM2-135M-Instruct"
     else:
         loaded, name = models.random_smollm2_shape(kind), "random Llama of SmolLM2-135M's shape"
-    return loaded.to(device).eval(), name
+    placed: Any = loaded
+    return placed.to(device).eval(), name

@@ -25,13 +25,13 @@ class AlibiConfig(EncodingConfig):
 
 
 @register_encoding
-class Alibi(BiasEncoding):
+class Alibi(BiasEncoding[AlibiConfig]):
     """ALiBi: ``b[h, i, j] = -m_h |i - j|`` with ``m_h = 2^(-8 h / H)``, ``h = 1..H``.
 
     When ``H`` is not a power of two: the slopes of the power of two below, then every second slope of the one above.
     Causal, and symmetric for encoders; ``sides="split"`` lets even heads look left and odd heads look right only.
-    With ``learnable=True`` the slopes are a parameter ``learned_slopes [h]``. Retrofit: replaces the native encoding; damage at
-    the first step is large with the paper's slopes.
+    With ``learnable=True`` the slopes are a parameter ``learned_slopes [h]``. Retrofit: replaces the
+    native encoding; damage at the first step is large with the paper's slopes.
 
     Source: Press, Smith, Lewis, "Train Short, Test Long: Attention with Linear Biases Enables Input Length
     Extrapolation", 2021, arXiv 2108.12409.
@@ -61,7 +61,8 @@ class Alibi(BiasEncoding):
 
     def bias(self, prepared: Tensor, *, causal: bool) -> Tensor:
         distance = prepared
-        wide = torch.float32 if distance.device.type == "mps" else torch.float64  # slope * distance exact before the cast
+        # slope * distance is exact before the cast to float32
+        wide = torch.float32 if distance.device.type == "mps" else torch.float64
         slopes = self.all_slopes().to(device=distance.device, dtype=wide)
         values = -slopes.view(-1, *[1] * distance.dim()) * distance.abs().to(wide)
         if self.config.sides == "split" and not causal:

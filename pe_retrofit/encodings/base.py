@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from ..config import EncodingConfig
 
 Site = Literal["input", "rotation", "bias"]
+C = TypeVar("C", bound=EncodingConfig)
+"""Options of an encoding."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +63,16 @@ class HostShape:
     causal: bool
 
 
-class Encoding:
+class Encoding(Generic[C]):
     """Common to all sites: the options class and the facts about the encoding."""
 
     Config: ClassVar[type[EncodingConfig]]
     info: ClassVar[EncodingInfo]
     site: ClassVar[Site]
-    config: EncodingConfig
+    config: C
 
     @classmethod
-    def identity(cls, config: EncodingConfig, *, keeps_native: bool, host: HostShape) -> bool:
+    def identity(cls, config: Any, *, keeps_native: bool, host: HostShape) -> bool:
         """True when, with these options, the patched model must equal the original up to the trained length.
 
         ``patch_model`` measures the change and raises when it contradicts this answer in the direction of "changed
@@ -79,7 +81,7 @@ class Encoding:
         return False
 
 
-class BiasEncoding(Encoding, nn.Module):
+class BiasEncoding(Encoding[C], nn.Module):
     """Adds ``b[h, i, j]`` to the attention logits, from positions alone (after scaling and soft-capping).
 
     A *relative* encoding overrides :meth:`bias` (a function of the distance ``i - j``) and gets the Toeplitz kernel.
@@ -92,7 +94,7 @@ class BiasEncoding(Encoding, nn.Module):
     toeplitz: ClassVar[bool] = True
     zero_is_silent: ClassVar[bool] = False
 
-    def __init__(self, config: EncodingConfig, host: HostShape) -> None:
+    def __init__(self, config: C, host: HostShape) -> None:
         super().__init__()
         self.config = config
         self.host = host
@@ -152,7 +154,7 @@ class BiasEncoding(Encoding, nn.Module):
         return self._silence[1]
 
 
-class RotationEncoding(Encoding):
+class RotationEncoding(Encoding[C]):
     """Changes how a model that rotates queries and keys (RoPE) does so.
 
     ``rope_parameters`` is what transformers' own configuration understands; a model changed this way is a plain model
@@ -163,12 +165,12 @@ class RotationEncoding(Encoding):
     length_dependent: ClassVar[bool] = False
     extends: ClassVar[bool] = True
 
-    def __init__(self, config: EncodingConfig, host: HostShape) -> None:
+    def __init__(self, config: C, host: HostShape) -> None:
         self.config = config
         self.host = host
 
     def rope_parameters(self, rope: Mapping[str, Any]) -> dict[str, Any]:
-        """New ``rope_parameters`` from the model's own (``rope_theta`` and, where it has one, ``partial_rotary_factor``)."""
+        """New ``rope_parameters`` from the model's own."""
         raise NotImplementedError
 
     def max_position_embeddings(self) -> int:
@@ -192,12 +194,12 @@ class RotationEncoding(Encoding):
         return {k: rope[k] for k in ("rope_theta", "partial_rotary_factor") if rope.get(k) is not None}
 
 
-class InputEncoding(Encoding, nn.Module):
+class InputEncoding(Encoding[C], nn.Module):
     """Adds ``p[i]`` to the token embeddings (on encoders: takes the place of the position table)."""
 
     site = "input"
 
-    def __init__(self, config: EncodingConfig, host: HostShape) -> None:
+    def __init__(self, config: C, host: HostShape) -> None:
         super().__init__()
         self.config = config
         self.host = host

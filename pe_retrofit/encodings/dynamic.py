@@ -23,7 +23,7 @@ class DynamicConfig(EncodingConfig):
 
 
 @register_encoding
-class Dynamic(RotationEncoding):
+class Dynamic(RotationEncoding[DynamicConfig]):
     """Dynamic NTK-aware RoPE: ``theta_n = theta * (s * n / L - (s - 1))^(d / (d - 2))`` for ``n > L``.
 
     ``n`` is the number of tokens a query can see, itself included: query ``i`` is scored with every key rotated by
@@ -69,5 +69,5 @@ class Dynamic(RotationEncoding):
         return trained + torch.div(beyond + step - 1, step, rounding_mode="floor") * step
 
     @classmethod
-    def identity(cls, config: DynamicConfig, *, keeps_native: bool, host: HostShape) -> bool:
+    def identity(cls, config: Any, *, keeps_native: bool, host: HostShape) -> bool:
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class LearnedConfig(EncodingConfig):
 
 
 @register_encoding
-class Learned(InputEncoding):
+class Learned(InputEncoding[LearnedConfig]):
     """A table ``p[i]`` added to the embeddings.
 
     On an encoder with a position table: the table is extended to ``max_positions`` rows and the model stays a plain
@@ -64,7 +65,7 @@ class Learned(InputEncoding):
         return self.weight[position_ids]
 
     @classmethod
-    def identity(cls, config: LearnedConfig, *, keeps_native: bool, host: HostShape) -> bool:
+    def identity(cls, config: Any, *, keeps_native: bool, host: HostShape) -> bool:
         return keeps_native or config.init in ("tile", "copy_last")
 
 
@@ -91,7 +92,9 @@ def extend_table(table: Tensor, rows: int, init: str, *, reserved: int = 0) -> T
     elif init == "copy_last":
         new = body[torch.arange(rows, device=body.device).clamp_max(len(body) - 1)]
     else:
-        new = nn.functional.interpolate(
-            body.float().t()[None], size=rows, mode="linear", align_corners=True
-        )[0].t().to(body.dtype)
+        new = (
+            nn.functional.interpolate(body.float().t()[None], size=rows, mode="linear", align_corners=True)[0]
+            .t()
+            .to(body.dtype)
+        )
     return torch.cat((head, new))

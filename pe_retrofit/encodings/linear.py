@@ -20,7 +20,7 @@ class LinearConfig(EncodingConfig):
 
 
 @register_encoding
-class Linear(RotationEncoding):
+class Linear(RotationEncoding[LinearConfig]):
     """Linear position interpolation (PI).
 
     Angle of dimension pair m at position p: ``p / s * theta^(-2m/d)``. Causal and bidirectional. Identity at ``s = 1``.
@@ -42,5 +42,5 @@ class Linear(RotationEncoding):
         return {**self._keep(rope), "rope_type": "linear", "factor": float(self.config.factor)}
 
     @classmethod
-    def identity(cls, config: LinearConfig, *, keeps_native: bool, host: HostShape) -> bool:
+    def identity(cls, config: Any, *, keeps_native: bool, host: HostShape) -> bool:
         return config.factor == 1.0

@@ -30,8 +30,8 @@ class Llama3Config(EncodingConfig):
 
 
 @register_encoding
-class Llama3(RotationEncoding):
-    """Frequencies with wavelength above ``L / low`` are divided by ``s``, below ``L / high`` stay, between: interpolated.
+class Llama3(RotationEncoding[Llama3Config]):
+    """Wavelengths above ``L / low`` are stretched by ``s``, those below ``L / high`` stay, between: interpolated.
 
     Causal and bidirectional. Identity at ``s = 1``.
 
@@ -47,7 +47,7 @@ class Llama3(RotationEncoding):
     )
 
     def rope_parameters(self, rope: Mapping[str, Any]) -> dict[str, Any]:
-        config: Llama3Config = self.config
+        config = self.config
         return {
             **self._keep(rope),
             "rope_type": "llama3",
@@ -58,5 +58,5 @@ class Llama3(RotationEncoding):
         }
 
     @classmethod
-    def identity(cls, config: Llama3Config, *, keeps_native: bool, host: HostShape) -> bool:
+    def identity(cls, config: Any, *, keeps_native: bool, host: HostShape) -> bool:
         return config.factor == 1.0

@@ -41,7 +41,7 @@ class LongropeConfig(EncodingConfig):
 
 
 @register_encoding
-class Longrope(RotationEncoding):
+class Longrope(RotationEncoding[LongropeConfig]):
     """LongRoPE: ``inv_freq_m / factor_m``, with ``short_factor`` up to ``L`` tokens and ``long_factor`` beyond.
 
     cos and sin are multiplied by ``sqrt(1 + ln s / ln L)`` (set ``attention_factor=1`` for an exact identity up to L).
@@ -81,7 +81,7 @@ class Longrope(RotationEncoding):
                 )
 
     def rope_parameters(self, rope: Mapping[str, Any]) -> dict[str, Any]:
-        config: LongropeConfig = self.config
+        config = self.config
         return {
             **self._keep(rope),
             "rope_type": "longrope",
@@ -94,7 +94,7 @@ class Longrope(RotationEncoding):
 
     def attention_factor(self) -> float:
         """Factor on cos and sin."""
-        config: LongropeConfig = self.config
+        config = self.config
         if config.attention_factor is not None:
             return float(config.attention_factor)
         return math.sqrt(1 + math.log(config.factor) / math.log(self.host.max_positions))
@@ -110,6 +110,6 @@ class Longrope(RotationEncoding):
         return torch.where(positions < trained, trained, trained + 1)
 
     @classmethod
-    def identity(cls, config: LongropeConfig, *, keeps_native: bool, host: HostShape) -> bool:
+    def identity(cls, config: Any, *, keeps_native: bool, host: HostShape) -> bool:
         same = config.short_factor is None or all(f == 1.0 for f in config.short_factor)
         return same and (config.factor == 1.0 or config.attention_factor == 1.0)

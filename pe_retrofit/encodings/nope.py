@@ -25,7 +25,7 @@ class NopeConfig(EncodingConfig):
 
 
 @register_encoding
-class Nope(RotationEncoding):
+class Nope(RotationEncoding[NopeConfig]):
     """No rotation (cos = 1, sin = 0) and no position table; the causal mask alone tells the order.
 
     Optional temperature: logits are multiplied by ``1 + c ln(s)``. Causal only: an encoder without positions is a bag
@@ -47,5 +47,5 @@ class Nope(RotationEncoding):
 
     def logit_scale(self) -> float:
         """Factor on the attention logits."""
-        config: NopeConfig = self.config
+        config = self.config
         return 1.0 + config.temperature * math.log(config.factor)

@@ -20,7 +20,7 @@ class NtkConfig(EncodingConfig):
 
 
 @register_encoding
-class Ntk(RotationEncoding):
+class Ntk(RotationEncoding[NtkConfig]):
     """NTK-aware scaled RoPE: ``theta' = theta * s^(d / (d - 2))`` with ``d`` the rotary dimension.
 
     The highest frequency stays, the lowest is divided by ``s``. Causal and bidirectional. Identity at ``s = 1``.
@@ -43,5 +43,5 @@ class Ntk(RotationEncoding):
         return {**self._keep(rope), "rope_type": "default", "rope_theta": theta}
 
     @classmethod
-    def identity(cls, config: NtkConfig, *, keeps_native: bool, host: HostShape) -> bool:
+    def identity(cls, config: Any, *, keeps_native: bool, host: HostShape) -> bool:
         return config.factor == 1.0

@@ -20,7 +20,7 @@ class PartialRopeConfig(EncodingConfig):
 
 
 @register_encoding
-class PartialRope(RotationEncoding):
+class PartialRope(RotationEncoding[PartialRopeConfig]):
     """p-RoPE: the lowest ``1 - p`` of the frequencies are set to 0, so those dimensions carry content only.
 
     Causal and bidirectional. Identity at ``p = 1``. Where the whole head rotates this is transformers' ``proportional``
@@ -52,5 +52,5 @@ class PartialRope(RotationEncoding):
         }
 
     @classmethod
-    def identity(cls, config: PartialRopeConfig, *, keeps_native: bool, host: HostShape) -> bool:
+    def identity(cls, config: Any, *, keeps_native: bool, host: HostShape) -> bool:
         return int(config.p * host.rotary_dim // 2) == host.rotary_dim // 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class SinusoidalConfig(EncodingConfig):
 
 
 @register_encoding
-class Sinusoidal(InputEncoding):
+class Sinusoidal(InputEncoding[SinusoidalConfig]):
     """Sinusoids: ``p[i, 2m] = sin(i base^(-2m/D))``, ``p[i, 2m+1] = cos(i base^(-2m/D))``; ``x + alpha p[i] + offset``.
 
     ``alpha`` (one number) and ``offset [D]`` are learned. Start: with the native encoding kept, ``alpha = 0`` and
@@ -68,7 +69,7 @@ class Sinusoidal(InputEncoding):
         self.gate.fill_(alpha)
 
     @classmethod
-    def identity(cls, config: SinusoidalConfig, *, keeps_native: bool, host: HostShape) -> bool:
+    def identity(cls, config: Any, *, keeps_native: bool, host: HostShape) -> bool:
         return keeps_native and not config.gate
 
 

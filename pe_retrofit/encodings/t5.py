@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,17 +25,17 @@ class T5Config(EncodingConfig):
 
     def check(self) -> Sequence[str]:
         if self.num_buckets % 4:
-            return [f"num_buckets={self.num_buckets} must be a multiple of 4, so that halves and exact buckets are whole"]
+            return [f"num_buckets={self.num_buckets} must be a multiple of 4, so that the halves are whole"]
         if self.max_distance <= self.num_buckets // 2:
             return [
-                f"max_distance={self.max_distance} must exceed num_buckets / 2 = {self.num_buckets // 2}, the distances "
-                "that have a bucket each"
+                f"max_distance={self.max_distance} must exceed num_buckets / 2 = {self.num_buckets // 2}, the "
+                "distances that have a bucket each"
             ]
         return ()
 
 
 @register_encoding
-class T5(BiasEncoding):
+class T5(BiasEncoding[T5Config]):
     """T5 relative bias: ``b[h, i, j] = table[bucket(i - j), h]``.
 
     Half of the buckets hold one distance each, the other half grow logarithmically up to ``max_distance``; encoders
@@ -59,7 +60,7 @@ class T5(BiasEncoding):
         self.weight = nn.Parameter(torch.zeros(config.num_buckets, host.num_heads))
 
     def prepare(self, distance: Tensor, *, causal: bool) -> Tensor:
-        config: T5Config = self.config
+        config = self.config
         return t5_bucket(distance, not causal, config.num_buckets, config.max_distance)
 
     def bias(self, prepared: Tensor, *, causal: bool) -> Tensor:
@@ -67,7 +68,7 @@ class T5(BiasEncoding):
         return weight.to(prepared.device).t()[:, prepared]
 
     @classmethod
-    def identity(cls, config: T5Config, *, keeps_native: bool, host: HostShape) -> bool:
+    def identity(cls, config: Any, *, keeps_native: bool, host: HostShape) -> bool:
         return keeps_native
 
 

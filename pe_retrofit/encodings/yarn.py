@@ -33,7 +33,7 @@ class YarnConfig(EncodingConfig):
 
 
 @register_encoding
-class Yarn(RotationEncoding):
+class Yarn(RotationEncoding[YarnConfig]):
     """YaRN: frequencies that turn often within ``L`` stay, slow ones are divided by ``s``, a ramp joins them.
 
     ``ramp(m)`` runs from 0 to 1 between the dimensions that make ``beta_fast`` and ``beta_slow`` rotations over ``L``;
@@ -53,7 +53,7 @@ class Yarn(RotationEncoding):
     )
 
     def rope_parameters(self, rope: Mapping[str, Any]) -> dict[str, Any]:
-        config: YarnConfig = self.config
+        config = self.config
         new = {
             **self._keep(rope),
             "rope_type": "yarn",
@@ -67,5 +67,5 @@ class Yarn(RotationEncoding):
         return new
 
     @classmethod
-    def identity(cls, config: YarnConfig, *, keeps_native: bool, host: HostShape) -> bool:
+    def identity(cls, config: Any, *, keeps_native: bool, host: HostShape) -> bool:
         return config.factor == 1.0 and config.attention_factor in (None, 1.0)

@@ -1,13 +1,14 @@
 """Make ``AutoModel*.from_pretrained`` load patched models.
 
-Their ``config.json`` says ``model_type: pe_retrofit`` and holds the host's config plus a ``position_encoding`` block. The
-config class registered for that type turns it into a marked subclass of the host's config class, and each of the host's
+Their ``config.json`` says ``model_type: pe_retrofit`` and holds the host's config plus a ``position_encoding`` block.
+The config class registered for that type turns it into a marked subclass of the host's config class, and each of the host's
 model classes gets a subclass that patches itself when built, so the learned tensors find their place.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,7 +35,7 @@ class PeRetrofitConfig(PreTrainedConfig):
     model_type = MODEL_TYPE
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> PreTrainedConfig:
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """The host's config, marked as patched.
 
         Raises:
@@ -63,7 +64,7 @@ class MarkedModel:
             config = copy.deepcopy(config)
             for key, value in block[ORIGINAL].items():
                 setattr(config, key, copy.deepcopy(value))
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         assert isinstance(self, nn.Module)
         asked = find_host(self).config._attn_implementation
         apply_saved(self, list(block["patches"]))
@@ -99,7 +100,9 @@ def check_block(block: Any) -> None:
         ConfigError: with the field and what is allowed.
     """
     if not isinstance(block, Mapping):
-        raise ConfigError(f"config.json has model_type {MODEL_TYPE!r} but no {BLOCK!r} block (a mapping); got {block!r:.80}.")
+        raise ConfigError(
+            f"config.json has model_type {MODEL_TYPE!r} but no {BLOCK!r} block (a mapping); got {block!r:.80}."
+        )
     version = block.get("schema_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise ConfigError(f"{BLOCK}.schema_version must be a whole number from 1, got {version!r}.")
@@ -110,7 +113,9 @@ def check_block(block: Any) -> None:
         )
     host = block.get("host_model_type")
     if not isinstance(host, str) or host == MODEL_TYPE or host not in CONFIG_MAPPING:
-        raise ConfigError(f"{BLOCK}.host_model_type must be a model type of transformers such as 'llama', got {host!r}.")
+        raise ConfigError(
+            f"{BLOCK}.host_model_type must be a model type of transformers such as 'llama', got {host!r}."
+        )
     guarded = block.get(HOST, {})
     if not isinstance(guarded, Mapping) or not set(guarded) <= {"rope_parameters", *ACTIVATIONS}:
         raise ConfigError(f"{BLOCK}.{HOST} may hold rope_parameters or an activation only, got {guarded!r:.80}.")
@@ -133,9 +138,10 @@ def register() -> None:
 def _register_models(config_class: type[PreTrainedConfig], host_class: type[PreTrainedConfig]) -> None:
     """For each Auto class that knows the host: a patched subclass of its model class."""
     made: dict[type[PreTrainedModel], type[PreTrainedModel]] = {}
+    auto: Any
     for auto in vars(modeling_auto).values():
         mapping = getattr(auto, "_model_mapping", None)
-        if mapping is None or not isinstance(auto, type):
+        if mapping is None or not inspect.isclass(auto):
             continue
         found = mapping.get(host_class, None)
         host_model = found[0] if isinstance(found, (tuple, list)) else found

@@ -1,4 +1,4 @@
-"""BERT and its relatives: a position table in the embeddings, no rotation; encoders, or decoders with ``is_decoder``."""
+"""BERT and its relatives: a position table in the embeddings, no rotation; encoders, or decoders by ``is_decoder``."""
 
 from .descriptor import Family
 

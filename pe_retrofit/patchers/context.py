@@ -24,7 +24,13 @@ class PositionContext:
     """
 
     def __init__(
-        self, *, packs_by_position: bool, required: str | None, table_offset: int | None, encodings: str, base: nn.Module
+        self,
+        *,
+        packs_by_position: bool,
+        required: str | None,
+        table_offset: int | None,
+        encodings: str,
+        base: nn.Module,
     ) -> None:
         self.packs_by_position = packs_by_position
         self.required = required
@@ -32,7 +38,7 @@ class PositionContext:
         self.encodings = encodings
         self.names = list(inspect.signature(type(base).forward).parameters)[1:]
 
-    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """Forward pre-hook of the base model."""
         if self.required is not None and module.config._attn_implementation != self.required:
             raise UnsupportedError(

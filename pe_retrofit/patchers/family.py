@@ -20,7 +20,7 @@ from .llama import LLAMA
 FAMILIES: tuple[Family, ...] = (LLAMA, GPT_NEOX, BERT, DISTILBERT)
 
 
-def follow(module: nn.Module, path: str) -> Any:
+def follow(module: Any, path: str) -> Any:
     """The attribute at a dotted path, or None."""
     for name in path.split("."):
         module = getattr(module, name, None)
@@ -38,7 +38,7 @@ class Host:
         family: its descriptor.
     """
 
-    base: PreTrainedModel
+    base: Any  # a PreTrainedModel; its attributes are found by name
     family: Family
 
     @property

@@ -23,9 +23,7 @@ class ReplacedTable(nn.Embedding):
         keeps_rows: the original stays underneath.
     """
 
-    def __init__(
-        self, table: nn.Embedding, encoding: InputEncoding | None, offset: int, *, keeps_rows: bool
-    ) -> None:
+    def __init__(self, table: nn.Embedding, encoding: InputEncoding | None, offset: int, *, keeps_rows: bool) -> None:
         super().__init__(1, 1, device="meta")
         self.num_embeddings, self.embedding_dim = table.num_embeddings, table.embedding_dim
         self.padding_idx = table.padding_idx
@@ -57,7 +55,8 @@ def extended(host: Host, config: LearnedConfig) -> nn.Embedding:
     old = host.table
     assert old is not None
     weight = extend_table(old.weight.detach(), config.max_positions, config.init, reserved=host.reserved_rows)
-    new = nn.Embedding(*weight.shape, padding_idx=old.padding_idx, _weight=weight.clone())
+    rows, width = weight.shape
+    new = nn.Embedding(rows, width, padding_idx=old.padding_idx, _weight=weight.clone())
     new.weight.requires_grad_(old.weight.requires_grad)
     return new.train(old.training)
 
