@@ -56,13 +56,13 @@ def probe(host: Host, length: int) -> Tensor:
     known = inspect.signature(type(base).forward).parameters
     if "use_cache" in known:
         inputs["use_cache"] = False
-    modes: dict[Any, bool] = {module: module.training for module in base.modules()}
+    modes = [(module, module.training) for module in base.modules()]
     try:
         base.eval()
         with torch.no_grad():
             return base(**inputs).last_hidden_state.detach().float().cpu()
     finally:
-        for module, mode in modes.items():
+        for module, mode in modes:
             module.training = mode
 
 

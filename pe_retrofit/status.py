@@ -9,8 +9,9 @@ from torch import nn
 
 from .attention.select import candidates
 from .encodings.base import BiasEncoding
+from .installing import Applied
 from .patchers.family import Host, find_host
-from .patching import STATE, Applied
+from .patching import STATE
 from .registry import get_encoding
 
 

@@ -31,12 +31,13 @@ def separable_attention(call: Call) -> Tensor:
         digits = [-offset.to(dtype)]
         parts = [slopes.to(dtype)]
     else:
-        digits = [-(offset.div(256**n, rounding_mode="floor") % 256 * 256**n).to(dtype) for n in range(DIGITS)]
+        digits = [-(offset.div(256**n, rounding_mode="floor") % 256 * min(256**n, 256)).to(dtype) for n in range(DIGITS)]
         head = slopes.to(dtype)
         parts = [head, (slopes - head.to(slopes.dtype)).to(dtype)]
     channels = len(digits) * len(parts)
+    powers = [max(1, 256 ** (n - 1)) for n in range(len(digits))]  # the query's share: float16 ends at 65504
     extra_key = torch.stack(digits * len(parts), -1)[:, None].expand(b, g, k, channels)
-    extra_query = torch.stack([p for p in parts for _ in digits], -1)[None, :, None].expand(b, h, q, channels)
+    extra_query = torch.stack([p * n for p in parts for n in powers], -1)[None, :, None].expand(b, h, q, channels)
     width = -(-(d + channels) // 8) * 8 if call.query.device.type == "cuda" else d + channels
     fill = width - d - channels
     query = pad(torch.cat((call.query, extra_query), -1), (0, fill))

@@ -1,9 +1,9 @@
 """Toeplitz: a bias of the distance alone, as one vector per head, seen as a matrix through strides.
 
 With the queries in reverse order the bias matrix has equal entries along its anti-diagonals, ``B[r, j] = w[r + j]``,
-and such a matrix is a view of the vector: strides (1, 1). Blocks of queries go through PyTorch's fused attention with that
-view as the mask; keys after the block's last query are cut off, the causal triangle is a run of -inf in the vector.
-The matrix never exists. :mod:`toeplitz_backward` adds the gradient to a learned vector.
+and such a matrix is a view of the vector: strides (1, 1). Blocks of queries go through PyTorch's fused attention with
+that view as the mask; keys after the block's last query are cut off, the causal triangle is -inf in the vector. The matrix
+never exists. :mod:`toeplitz_backward` adds the gradient to a learned vector.
 """
 
 from __future__ import annotations

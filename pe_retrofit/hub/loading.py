@@ -1,14 +1,13 @@
 """Make ``AutoModel*.from_pretrained`` load patched models.
 
 Their ``config.json`` says ``model_type: pe_retrofit`` and holds the host's config plus a ``position_encoding`` block.
-The config class registered for that type turns it into a marked subclass of the host's config class, and each of the host's
-model classes gets a subclass that patches itself when built, so the learned tensors find their place.
+The config class registered for that type turns it into a marked subclass of the host's config class, and each of the
+host's model classes gets a subclass that patches itself when built, so the learned tensors find their place.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -138,10 +137,10 @@ def register() -> None:
 def _register_models(config_class: type[PreTrainedConfig], host_class: type[PreTrainedConfig]) -> None:
     """For each Auto class that knows the host: a patched subclass of its model class."""
     made: dict[type[PreTrainedModel], type[PreTrainedModel]] = {}
-    auto: Any
-    for auto in vars(modeling_auto).values():
+    classes: list[Any] = list(vars(modeling_auto).values())
+    for auto in classes:
         mapping = getattr(auto, "_model_mapping", None)
-        if mapping is None or not inspect.isclass(auto):
+        if mapping is None or not hasattr(auto, "register"):
             continue
         found = mapping.get(host_class, None)
         host_model = found[0] if isinstance(found, (tuple, list)) else found

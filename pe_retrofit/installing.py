@@ -1,0 +1,273 @@
+"""Install a plan on a model, and take it back. What was done is kept as data, so that copies of a model unpatch too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import attention
+from .attention.interface import LogitScale
+from .attention.late import LateRotation
+from .encodings.base import BiasEncoding, InputEncoding, RotationEncoding
+from .encodings.learned import LearnedConfig
+from .encodings.longrope import Longrope
+from .encodings.nope import Nope, NopeConfig
+from .errors import UnsupportedError
+from .patchers import handoff, rotation, table
+from .patchers.context import PositionContext
+from .patchers.family import Host
+from .plan import Plan, check_unscaled, shape_for
+from .proof import Proof
+from .registry import get_encoding
+
+CHILD = "position_encoding"
+"""Name of the child module that carries what is installed on an attention, or on the base model."""
+
+KERNEL = "_position_encoding_kernel"
+
+
+@dataclass
+class Applied:
+    """One patch on a model, with all that is needed to take it back.
+
+    Attributes:
+        entries: the spec as JSON.
+        names: the spec in words.
+        layers: layers concerned.
+        all_layers: whether these are all.
+        native: transformers' own config says it all; a saved model is a plain one.
+        kernel: the kernel the user forced, or ``auto``; None when no kernel of ours is involved.
+        proof: what the patch changed.
+    """
+
+    entries: list[dict[str, Any]]
+    names: str
+    layers: list[int]
+    all_layers: bool
+    native: bool = True
+    kernel: str | None = None
+    proof: Proof | None = None
+    handles: list[Any] = field(default_factory=list)
+    config_before: dict[str, Any] = field(default_factory=dict)
+    attention_before: str | None = None
+    rotary_before: nn.Module | None = None
+    table_before: nn.Embedding | None = None
+    table_trained: bool = True
+    buffers_before: dict[str, Tensor] = field(default_factory=dict)
+    children: list[int] = field(default_factory=list)
+    input_child: bool = False
+
+
+def install(host: Host, plan: Plan, applied: Applied, kernel: str | None) -> None:
+    """Do what the plan says; ``applied`` always knows enough to undo what was done so far."""
+    needs_context = needs_attention = False
+    if host.family.rotary is not None:
+        needs_context, needs_attention = _install_rotation(host, plan, applied)
+    elif isinstance(plan.rotation, NopeConfig) and plan.rotation.temperature:
+        for layer in plan.layers:
+            factor = Nope(plan.rotation, shape_for(host, plan, layer)).logit_scale()
+            _child(host, applied, layer, "nope", LogitScale(factor))
+        needs_attention = True
+    for config in plan.biases:
+        for layer in plan.layers:
+            kind = get_encoding(config.name)
+            assert issubclass(kind, BiasEncoding)
+            module = kind(config, shape_for(host, plan, layer))
+            _child(host, applied, layer, config.name, _like(module, host, layer))
+        needs_attention, applied.native = True, False
+    if host.family.table is not None:
+        needs_context |= _install_table(host, plan, applied)
+    elif plan.input is not None:
+        _install_input(host, plan, applied)
+        needs_context = True
+
+    if needs_attention:
+        applied.kernel = kernel or "auto"
+        for layer in applied.children:
+            setattr(host.attentions[layer], KERNEL, applied.kernel)
+        _use_attention(host, applied)
+    elif kernel is not None:
+        raise UnsupportedError(
+            f"kernel={kernel!r} has no meaning for {plan.names!r}: it needs no attention kernel of its own and runs on "
+            "whatever attention implementation the model uses."
+        )
+    if needs_context or needs_attention:
+        context = PositionContext(
+            packs_by_position=host.family.packs_by_position,
+            required=attention.NAME if needs_attention else None,
+            table_offset=host.reserved_rows if isinstance(host.table, table.ReplacedTable) else None,
+            encodings=plan.names,
+            base=host.base,
+        )
+        applied.handles.append(host.base.register_forward_pre_hook(context.before, with_kwargs=True))
+        applied.handles.append(host.base.register_forward_hook(context.after, with_kwargs=True))
+        for layer in plan.layers:
+            applied.handles += handoff.install(host.layers[layer], host.attentions[layer])
+
+
+def _install_rotation(host: Host, plan: Plan, applied: Applied) -> tuple[bool, bool]:
+    """Returns whether positions, and whether our attention function, are needed."""
+    if plan.rotation is None:
+        if not plan.keeps_native:
+            applied.native = False
+            _replace_rotation(host, applied, plan.layers)
+        return False, False
+    kind = get_encoding(plan.rotation.name)
+    assert issubclass(kind, RotationEncoding)
+    encoding = kind(plan.rotation, shape_for(host, plan, plan.layers[0]))
+    if isinstance(encoding, Nope):
+        applied.native = False
+        _replace_rotation(host, applied, plan.layers)
+        scale = encoding.logit_scale()
+        if scale != 1.0:
+            for layer in plan.layers:
+                _child(host, applied, layer, "nope", LogitScale(scale))
+        return False, scale != 1.0
+
+    names = rotation.native_sets(host, encoding)
+    new = {name: encoding.rope_parameters(host.rope_sets[name]) for name in names}
+    check_unscaled(host, plan.rotation, names, new)
+    concerned = [i for i in plan.layers if None in names or host.config.layer_types[i] in names]
+    if kind.length_dependent:
+        return _install_late(host, plan, applied, encoding, concerned)
+    if plan.all_layers and rotation.expressible(host, encoding):
+        edited = rotation.edited_config(host, encoding)
+        _edit_config(host, applied, edited)
+        applied.rotary_before = host.rotary
+        setattr(host.base, str(host.family.rotary), rotation.rebuild_rotary(host))
+        return False, False
+    rotation.check_layout(host, plan.rotation.name)
+    for layer in concerned:
+        inv_freq, scaling = rotation.frequencies(host, encoding, layer)
+        _replace_rotation(host, applied, [layer], inv_freq, scaling)
+    applied.native = False
+    return True, False
+
+
+def _install_late(
+    host: Host, plan: Plan, applied: Applied, encoding: RotationEncoding, layers: list[int]
+) -> tuple[bool, bool]:
+    """Length-dependent rotations: keys are cached raw, attention rotates them."""
+    assert plan.rotation is not None
+    rotation.check_layout(host, plan.rotation.name, rotates=True)
+    scaling = encoding.attention_factor() if isinstance(encoding, Longrope) else 1.0
+    ropes = {layer: host.rope_of(layer) for layer in layers}
+    turning = [layer for layer in layers if getattr(host.attentions[layer], "use_rope", True)]
+    for layer in turning:
+        own = type(encoding)(plan.rotation, shape_for(host, plan, layer))
+        _child(host, applied, layer, plan.rotation.name, LateRotation(own, ropes[layer], scaling))
+    _replace_rotation(host, applied, turning)
+    if plan.all_layers:
+        _edit_config(host, applied, rotation.edited_config(host, encoding))
+    else:
+        applied.native = False
+    return True, True
+
+
+def _install_table(host: Host, plan: Plan, applied: Applied) -> bool:
+    old = host.table
+    assert old is not None
+    if isinstance(plan.input, LearnedConfig):
+        new = table.extended(host, plan.input)
+        applied.table_before = old
+        rows = len(new.weight)
+        table.set_table(host, new)
+        applied.buffers_before = table.resize_buffers(host, rows)
+        _edit_config(host, applied, {"max_position_embeddings": rows})
+        return False
+    if plan.keeps_native and plan.input is None:
+        return False
+    encoding: InputEncoding | None = None
+    if plan.input is not None:
+        kind = get_encoding(plan.input.name)
+        assert issubclass(kind, InputEncoding)
+        encoding = kind(plan.input, shape_for(host, plan, 0))
+        encoding = encoding.to(device=old.weight.device, dtype=old.weight.dtype)
+        if old.weight.device.type != "meta":
+            encoding.fit(old.weight.detach()[host.reserved_rows :], keeps_native=plan.keeps_native, embedding_rms=0.0)
+    applied.table_before, applied.table_trained, applied.native = old, old.weight.requires_grad, False
+    new_table = table.ReplacedTable(old, encoding, host.reserved_rows, keeps_rows=plan.keeps_native)
+    if not plan.keeps_native:
+        old.weight.requires_grad_(False)  # a parameter that gets no gradient would stop distributed training
+    table.set_table(host, new_table.train(old.training))
+    return True
+
+
+def _install_input(host: Host, plan: Plan, applied: Applied) -> None:
+    assert plan.input is not None
+    kind = get_encoding(plan.input.name)
+    assert issubclass(kind, InputEncoding)
+    module = _like(kind(plan.input, shape_for(host, plan, 0)), host, 0)
+    embeddings = host.base.get_input_embeddings().weight
+    if embeddings.device.type != "meta":
+        rms = embeddings.detach()[:4096].float().square().mean().sqrt().item()
+        module.fit(None, keeps_native=plan.keeps_native, embedding_rms=rms)
+    setattr(host.base, CHILD, nn.ModuleDict({plan.input.name: module}))
+    applied.input_child, applied.native = True, False
+    hook = table.AddToInput(module)
+    applied.handles.append(host.layers[0].register_forward_pre_hook(hook, with_kwargs=True))
+
+
+def _replace_rotation(
+    host: Host, applied: Applied, layers: list[int], inv_freq: list[float] | None = None, scaling: float = 1.0
+) -> None:
+    hook = rotation.ReplaceRotation(inv_freq, scaling)
+    for layer in layers:
+        applied.handles.append(host.attentions[layer].register_forward_pre_hook(hook, with_kwargs=True))
+
+
+def _child(host: Host, applied: Applied, layer: int, name: str, module: nn.Module) -> None:
+    parent = host.attentions[layer]
+    if not hasattr(parent, CHILD):
+        setattr(parent, CHILD, nn.ModuleDict())
+    getattr(parent, CHILD)[name] = module.train(parent.training)
+    if layer not in applied.children:
+        applied.children.append(layer)
+
+
+def _like(module: Any, host: Host, layer: int) -> Any:
+    """A new module where the layer's parameters are, in their dtype."""
+    reference = host.reference_parameter(layer)
+    return module.to(device=reference.device, dtype=reference.dtype)
+
+
+def _edit_config(host: Host, applied: Applied, values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        applied.config_before[key] = getattr(host.config, key)
+        setattr(host.config, key, value)
+
+
+def _use_attention(host: Host, applied: Applied) -> None:
+    attention.register()
+    before = host.config._attn_implementation
+    if before != attention.NAME:
+        applied.attention_before = before or "eager"
+        host.base.set_attn_implementation(attention.NAME)
+    if host.config._attn_implementation != attention.NAME:
+        raise UnsupportedError(
+            f"{type(host.base).__name__} does not let its attention function be chosen (no AttentionInterface), so a "
+            "bias or a rotation of ours cannot reach it. Encodings that only edit the config, and 'nope', may work."
+        )
+
+
+def undo(host: Host, applied: Applied) -> None:
+    for handle in applied.handles:
+        handle.remove()
+    for layer in applied.children:
+        for name in (CHILD, KERNEL):
+            if hasattr(host.attentions[layer], name):
+                delattr(host.attentions[layer], name)
+    if applied.input_child:
+        delattr(host.base, CHILD)
+    if applied.rotary_before is not None:
+        setattr(host.base, str(host.family.rotary), applied.rotary_before)
+    if applied.table_before is not None:
+        applied.table_before.weight.requires_grad_(applied.table_trained)
+        table.set_table(host, applied.table_before)
+        table.restore_buffers(host, applied.buffers_before)
+    for key, value in applied.config_before.items():
+        setattr(host.config, key, value)
+    if applied.attention_before is not None:
+        host.base.set_attn_implementation(applied.attention_before)
