@@ -31,7 +31,8 @@ def separable_attention(call: Call) -> Tensor:
         digits = [-offset.to(dtype)]
         parts = [slopes.to(dtype)]
     else:
-        digits = [-(offset.div(256**n, rounding_mode="floor") % 256 * min(256**n, 256)).to(dtype) for n in range(DIGITS)]
+        base = [offset.div(256**n, rounding_mode="floor") % 256 for n in range(DIGITS)]
+        digits = [-(digit * min(256**n, 256)).to(dtype) for n, digit in enumerate(base)]
         head = slopes.to(dtype)
         parts = [head, (slopes - head.to(slopes.dtype)).to(dtype)]
     channels = len(digits) * len(parts)
