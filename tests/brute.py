@@ -94,7 +94,7 @@ def dynamic(theta: float, d: int, s: float, trained: int, length: int) -> list[f
 
 
 def yarn(theta: float, d: int, s: float, trained: int, fast: float, slow: float) -> list[float]:
-    """Peng et al., section 3.2: a ramp between the dimensions that turn ``fast`` and ``slow`` times over ``trained``."""
+    """Peng et al., 3.2: a ramp between the dimensions that turn ``fast`` and ``slow`` times over ``trained``."""
 
     def dimension(turns: float) -> float:
         return d * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(theta))

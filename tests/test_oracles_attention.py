@@ -100,7 +100,7 @@ def test_mpt_attention(heads: int) -> None:
 
 @pytest.mark.parametrize("heads", [4, 6])
 def test_falcon_attention(heads: int) -> None:
-    """Falcon divides slopes by the root of the head size too, and rounds them to bfloat16: learnable slopes carry that."""
+    """Falcon divides slopes by the root of the head size and rounds them to bfloat16: learnable slopes carry that."""
     torch.manual_seed(0)
     config = hf.FalconConfig(
         hidden_size=heads * 8,
