@@ -73,7 +73,7 @@ def attention_forward(
                 f"attention implementation {NAME!r} got {name!r}, which it would have to ignore. "
                 "Use unpatch_model(model) first, or pass neither."
             )
-    installed = list(getattr(module, "position_encoding", {}).values())
+    installed = [m for m in getattr(module, "position_encoding", {}).values() if not _adds_nothing(m)]
     weights_wanted = bool(kwargs.get("output_attentions"))
     if not installed and softcap is None and s_aux is None and not weights_wanted:
         return sdpa_attention_forward(
@@ -100,6 +100,11 @@ def attention_forward(
         return output.transpose(1, 2).contiguous(), weights
     output = late(call, kernel) if late is not None else run(call, kernel)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _adds_nothing(item: nn.Module) -> bool:
+    """A bias that is zero and stays so: the layer is then computed exactly as without it."""
+    return isinstance(item, BiasEncoding) and item.silent and not item.trains
 
 
 def _normalise(
@@ -160,6 +165,6 @@ def _normalise(
         query_positions=query_positions,
         key_positions=key_positions,
         shift=shift,
-        biases=[m for m in installed if isinstance(m, BiasEncoding) and (m.trains or not m.silent)],
+        biases=[m for m in installed if isinstance(m, BiasEncoding)],
         positions=positions,
     )

@@ -2,8 +2,8 @@
 
 With the queries in reverse order the bias matrix has equal entries along its anti-diagonals, ``B[r, j] = w[r + j]``,
 and such a matrix is a view of the vector: strides (1, 1). Blocks of queries go through PyTorch's fused attention with
-that view as the mask; keys after the block's last query are cut off, the causal triangle is -inf in the vector. The matrix
-never exists. :mod:`toeplitz_backward` adds the gradient to a learned vector.
+that view as the mask; keys after the block's last query are cut off, the causal triangle is -inf in the vector.
+The matrix never exists. :mod:`toeplitz_backward` adds the gradient to a learned vector.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from .call import Call
-from .fused import fused_attention
+from .fused import fused_attention, single_query
 from .toeplitz_backward import LearnedToeplitz
 
 BLOCK = 768
@@ -71,8 +71,8 @@ def distance_vector(call: Call) -> Tensor:
 def _attend_blocks(call: Call, query: Tensor, key: Tensor, value: Tensor, vector: Tensor) -> Tensor:
     vector = vector.detach().contiguous()
     q, k = query.shape[2], key.shape[2]
-    if q == 1 and call.mask is None:
-        return _attend(call, query, key, value, vector[None, :, None, :])
+    if q == 1:
+        return single_query(call, _masked(vector[None, :, None, :], call.mask))
     reverse = query.flip(2)
     mask = call.mask.flip(2) if call.mask is not None else None
     block = BLOCK
@@ -86,11 +86,16 @@ def _attend_blocks(call: Call, query: Tensor, key: Tensor, value: Tensor, vector
         bias = vector.as_strided((1, vector.shape[0], rows, keys), (0, vector.stride(0), 1, 1), start)
         if mask is not None:
             part = mask[:, :, start : start + rows, :keys] if mask.shape[2] > 1 else mask[..., :keys]
-            lowest = torch.finfo(bias.dtype).min
-            hides = part.dtype == torch.bool
-            bias = bias.masked_fill(~part, lowest) if hides else (bias + part).clamp_min(lowest)
+            bias = _masked(bias, part)
         outputs.append(_attend(call, reverse[:, :, start : start + rows], key[:, :, :keys], value[:, :, :keys], bias))
     return torch.cat(outputs, dim=2).flip(2)
+
+
+def _masked(bias: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return bias
+    lowest = torch.finfo(bias.dtype).min
+    return bias.masked_fill(~mask, lowest) if mask.dtype == torch.bool else (bias + mask).clamp_min(lowest)
 
 
 def _attend(call: Call, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
