@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -41,8 +40,8 @@ def demo(
     from .. import models
     from ..demo import FULL, QUICK, print_results, run_demo, save
     from ..texts import python_topics
+    from .common import clean_stdout, print_json
 
-    console = Console(stderr=as_json)
     text = python_topics()
     columns = (
         TextColumn("{task.description:<26}"),
@@ -51,7 +50,9 @@ def demo(
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+    # the stream is named, because loading silences whatever sys.stderr is at that moment
+    bar = Progress(*columns, console=Console(file=sys.stderr), transient=True)
+    with clean_stdout(as_json), bar as progress:
         task = progress.add_task("loading the model", total=None)
         model, tokenizer = models.smollm2(torch.bfloat16)
 
@@ -63,7 +64,8 @@ def demo(
         results = run_demo(model, tokenizer, text, settings, model_name=models.SMOLLM2, report=report)
     paths = save(results, out)
     if as_json:
-        typer.echo(json.dumps(results))
+        print_json(results)
         return
+    console = Console()
     print_results(results, console)
     console.print("Written: " + ", ".join(str(path) for path in paths), highlight=False, soft_wrap=True)
