@@ -50,12 +50,13 @@ def distance_vector(call: Call) -> Tensor:
     wide = torch.float64 if call.query.dtype == torch.float64 else torch.float32
     shared = call.positions.shared
     fixed = all(next(encoding.parameters(), None) is None for encoding in call.biases)
-    whole = ("toeplitz", *((type(e), e.config) for e in call.biases), q, k, call.shift, call.limit, call.causal, wide)
+    place = (q, k, call.shift, call.causal, call.query.device)
+    whole = ("toeplitz", *((type(e), e.config) for e in call.biases), place, call.limit, call.mask is None, wide)
     if fixed and whole in shared:
         return shared[whole]
     vector = torch.zeros(call.query.shape[1], q + k - 1, dtype=wide, device=call.query.device)
     for encoding in call.biases:
-        part = (type(encoding), encoding.config, q, k, call.shift, call.causal)
+        part = (type(encoding), encoding.config, place)
         if part not in shared:
             distance = (q - 1 + call.shift) - torch.arange(q + k - 1, device=call.query.device)
             shared[part] = encoding.prepare(distance, causal=call.causal)
