@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -132,7 +133,8 @@ def test_t5_attention(causal: bool) -> None:
     torch.manual_seed(0)
     config = hf.T5Config(d_model=32, d_kv=8, num_heads=4, is_decoder=causal, dropout_rate=0.0, vocab_size=9)
     config._attn_implementation = "eager"
-    module = T5Attention(config, has_relative_attention_bias=True, layer_idx=0, is_causal=causal).eval()
+    direction = {"is_causal": causal} if "is_causal" in inspect.signature(T5Attention.__init__).parameters else {}
+    module = T5Attention(config, has_relative_attention_bias=True, layer_idx=0, **direction).eval()
     module.o = torch.nn.Identity()
     hidden = torch.randn(2, 200, 32)
     with torch.no_grad():
