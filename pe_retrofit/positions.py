@@ -22,6 +22,9 @@ KEYWORD = "position_encoding_context"
 """Name of the keyword argument that carries :class:`Positions` through a model."""
 
 _RECORD = "_position_encoding_tokens"
+_COUNTED = "_position_encoding_counted"
+"""On a cache: every recorded position is the count of real tokens in the mask, so the next mask says them all again,
+for whatever rows the batch then has."""
 
 
 @dataclass
@@ -35,6 +38,7 @@ class Positions:
         contiguous: wherever attention is allowed, ``i - j`` equals the difference of token indices.
         sliding: per cache layer whether it keeps a window only.
         window_offset: index of the first token the sliding layers hold during this pass.
+        counted: the positions are the counts of real tokens in the 2D mask.
         shared: results that layers share within this pass.
     """
 
@@ -44,6 +48,7 @@ class Positions:
     contiguous: bool
     sliding: tuple[bool, ...] = ()
     window_offset: int = 0
+    counted: bool = False
     shared: dict[Any, Any] = field(default_factory=dict)
 
     def first_key(self, layer_idx: int | None) -> int:
@@ -93,8 +98,8 @@ def resolve(
             mask and a cache, as transformers' decoders do).
 
     Raises:
-        UnsupportedError: ``position_ids`` are not 2D (multimodal rotary positions), or the cache holds tokens whose
-            positions this model has not seen.
+        UnsupportedError: ``position_ids`` are not 2D (multimodal rotary positions), the mask covers too few tokens, or
+            the cache holds tokens whose positions this model has not seen.
     """
     if position_ids is not None and position_ids.dim() == 1:
         position_ids = position_ids[None]
@@ -114,13 +119,18 @@ def resolve(
     if mask is not None:
         mask = mask.to(device=device, dtype=torch.bool)
     query = _query_positions(position_ids, mask, past, query_length, device)
+    counts: Tensor | None = None
+    if mask is not None and isinstance(past, int) and mask.shape[1] == past + query_length:
+        counts = _counts(mask)
+        if position_ids is not None and not _follow(query, counts[:, past:], mask[:, past:]):
+            counts = None
 
     if cache is None:
         tokens = query
     elif static:
-        tokens = _record_static(cache, query, past, batch_size)
+        tokens = _record_static(cache, query, past, counts, batch_size)
     else:
-        tokens = _record_dynamic(cache, query, past, mask)
+        tokens = _record_dynamic(cache, query, past, counts, batch_size)
 
     if position_ids is None and mask is None and cache is None:
         contiguous = True
@@ -137,7 +147,14 @@ def resolve(
         sliding = _sliding(cache)
         if True in sliding:
             window_offset = int(cache.get_mask_sizes(query_length, sliding.index(True))[1])
-    return Positions(query, tokens, past, contiguous, sliding, window_offset)
+    return Positions(query, tokens, past, contiguous, sliding, window_offset, counts is not None)
+
+
+def remember(cache: Any, positions: Positions) -> None:
+    """Record a pass on a cache that the model made itself in that pass."""
+    if not hasattr(cache, _RECORD):
+        setattr(cache, _RECORD, positions.query)
+        setattr(cache, _COUNTED, positions.counted)
 
 
 def declare(cache: Any, position_ids: Tensor) -> None:
@@ -159,6 +176,7 @@ def declare(cache: Any, position_ids: Tensor) -> None:
     if getattr(cache, "is_compileable", False) and not all(_sliding(cache)):
         position_ids = torch.nn.functional.pad(position_ids, (0, _static_size(cache) - held))
     setattr(cache, _RECORD, position_ids)
+    setattr(cache, _COUNTED, False)
 
 
 def _query_positions(
@@ -169,8 +187,24 @@ def _query_positions(
     index = torch.arange(length, device=device) + past
     if mask is None:
         return index[None]
-    counted = (mask.long().cumsum(-1) - 1).clamp_min(0)
-    return counted[:, index]
+    if isinstance(past, int) and mask.shape[1] < past + length:
+        raise UnsupportedError(
+            f"attention_mask of shape {tuple(mask.shape)} does not cover all {past + length} tokens: {past} in the "
+            f"cache and {length} new ones. Pass the mask of all of them, or position_ids."
+        )
+    return _counts(mask)[:, index]
+
+
+def _counts(mask: Tensor) -> Tensor:
+    """Real tokens before each token of a 2D bool mask: int64, same shape."""
+    return (mask.long().cumsum(-1) - 1).clamp_min(0)
+
+
+def _follow(query: Tensor, counts: Tensor, real: Tensor) -> bool:
+    """Whether positions are the counts, wherever tokens are real; unknown while compiling, which counts as no."""
+    if torch.compiler.is_compiling() or query.shape[0] not in (1, counts.shape[0]):
+        return False
+    return bool(((query == counts) | ~real).all())
 
 
 def _sliding(cache: Any) -> tuple[bool, ...]:
@@ -188,52 +222,56 @@ def _refuse_unseen(held: int, seen: int) -> None:
     )
 
 
-def _record_static(cache: Any, query: Tensor, past: int | Tensor, batch_size: int) -> Tensor:
+def _record_static(cache: Any, query: Tensor, past: int | Tensor, counts: Tensor | None, batch_size: int) -> Tensor:
     """A static cache keeps token t in slot t, so does its record; written in place, as compiled code needs."""
     record = getattr(cache, _RECORD, None)
-    if record is None:
-        if isinstance(past, int) and past > 0:
-            _refuse_unseen(past, 0)
+    empty = isinstance(past, int) and past == 0
+    if record is None and isinstance(past, int) and past > 0:
+        _refuse_unseen(past, 0)
+    if record is None or (empty and record.shape[0] != batch_size):
         record = torch.zeros(batch_size, _static_size(cache), dtype=torch.long, device=query.device)
         setattr(cache, _RECORD, record)
+    if not torch.compiler.is_compiling():
+        setattr(cache, _COUNTED, counts is not None and (empty or getattr(cache, _COUNTED, False)))
+        if getattr(cache, _COUNTED) and counts is not None:
+            record[:, : counts.shape[1]] = counts
+            return record
     slots = torch.arange(query.shape[1], device=query.device) + past
     record.index_copy_(1, slots, query.expand(record.shape[0], -1))
     return record
 
 
-def _record_dynamic(cache: Any, query: Tensor, past: int, mask: Tensor | None) -> Tensor:
+def _record_dynamic(cache: Any, query: Tensor, past: int, counts: Tensor | None, batch_size: int) -> Tensor:
     record: Tensor | None = getattr(cache, _RECORD, None)
     seen = 0 if record is None else record.shape[1]
     if past > seen:
         _refuse_unseen(past, seen)
-    if past == 0 or record is None:
+    counted = counts is not None and (past == 0 or getattr(cache, _COUNTED, False))
+    if counted and counts is not None:
+        tokens = counts
+    elif past == 0 or record is None:
         tokens = query
     else:
-        record = record[:, :past].to(query.device)
-        record, query = _same_rows(record, query, past, mask)
+        record, query = _same_rows(record[:, :past].to(query.device), query, batch_size)
         tokens = torch.cat((record, query), dim=1)
     setattr(cache, _RECORD, tokens)
+    setattr(cache, _COUNTED, counted)
     return tokens
 
 
-def _same_rows(record: Tensor, query: Tensor, past: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _same_rows(record: Tensor, query: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
     """Bring record and query to one row count; the batch may have been repeated or thinned since."""
-    rows, wanted = record.shape[0], query.shape[0]
-    if rows == wanted:
+    rows = record.shape[0]
+    if rows == query.shape[0] == batch_size:
         return record, query
-    if rows == 1:
-        return record.expand(wanted, -1), query
-    if torch.equal(record, record[:1].expand(rows, -1)):
-        return record[:1].expand(wanted, -1), query
-    if wanted == 1:
+    if rows == 1 or torch.equal(record, record[:1].expand(rows, -1)):
+        return record[:1].expand(query.shape[0], -1), query
+    if rows == batch_size:
         return record, query.expand(rows, -1)
-    if mask is not None and mask.shape[0] == wanted:
-        counted = (mask.long().cumsum(-1) - 1).clamp_min(0)
-        if torch.equal(counted[:, past : past + query.shape[1]], query):
-            return counted[:, :past], query
     raise UnsupportedError(
-        f"The cache was filled with {rows} rows of different positions and now meets {wanted} rows; which row is which "
-        "is unknown. Pass the 2D attention_mask from which the positions follow, or keep the batch as it was."
+        f"The cache was filled with {rows} rows of different positions and now meets {batch_size} rows; which row is "
+        "which is unknown. Pass the 2D attention_mask from which the positions follow in every call, or keep the batch "
+        "as it was."
     )
 
 

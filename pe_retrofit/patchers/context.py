@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedError
-from ..positions import _RECORD, KEYWORD, resolve
+from ..positions import KEYWORD, remember, resolve
 
 
 class PositionContext:
@@ -76,8 +76,8 @@ class PositionContext:
             return
         cache = getattr(output, "past_key_values", None)
         cache = getattr(cache, "self_attention_cache", cache)
-        if cache is not None and hasattr(cache, "get_seq_length") and not hasattr(cache, _RECORD):
-            setattr(cache, _RECORD, positions.query)
+        if cache is not None and hasattr(cache, "get_seq_length"):
+            remember(cache, positions)
 
     def _feed_embeddings(self, tokens: Tensor, query: Tensor, kwargs: dict[str, Any]) -> None:
         """Embeddings of BERT-likes take positions and token types from buffers of the old length; give them ours."""
