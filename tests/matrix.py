@@ -110,6 +110,8 @@ def _built(name: str) -> Any:
 def _build(host: HostCase, more: dict[str, Any]) -> Any:
     torch.manual_seed(0)
     model = getattr(hf, host.model_class)(host.config(**more)).eval()
+    if "num_local_experts" in host.options:
+        model.set_experts_implementation("eager")  # the grouped one has no float64
     with torch.no_grad():  # biases and norms away from 0 and 1, so that nothing cancels by accident
         for parameter in model.parameters():
             if parameter.dim() == 1:
@@ -135,7 +137,14 @@ _HOSTS = [
         "gemma2",
         "Gemma2Config",
         "Gemma2ForCausalLM",
-        {**GQA, "head_dim": 16, "sliding_window": WINDOW, "attn_logit_softcapping": 3.0, "query_pre_attn_scalar": 16},
+        {
+            **GQA,
+            "head_dim": 16,
+            "sliding_window": WINDOW,
+            "attn_logit_softcapping": 3.0,
+            "query_pre_attn_scalar": 16,
+            "attn_implementation": "eager",  # before transformers 5.21 the default, sdpa, ignored the soft-capping
+        },
         unfused="soft-capping",
         windows=True,
     ),
@@ -444,6 +453,11 @@ class Cell:
         if not self.encoding.relative or self.encoding.late:
             return False
         return self.host.rotates or not self.encoding.keeps
+
+    @property
+    def needs_positions(self) -> bool:
+        """Whether positions of cached keys matter to us, and not to the host alone."""
+        return self.encoding.bias or self.encoding.late or self.encoding.name == "nope_warm"
 
     @property
     def extends_table(self) -> bool:
