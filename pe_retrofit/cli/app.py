@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -56,7 +56,9 @@ def build() -> typer.Typer:
 
 
 def _options(
-    version: bool = typer.Option(False, "--version", is_eager=True, callback=lambda v: _version(v), help="Show and exit."),
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=lambda wanted: _version(wanted), help="Show and exit.")
+    ] = False,
 ) -> None:
     """Options of all verbs."""
 

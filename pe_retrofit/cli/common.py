@@ -68,7 +68,7 @@ def read_spec(name: str, items: Sequence[str], *, fill: bool = False) -> tuple[l
 
     parts = [part.strip() for part in name.split("+")]
     if "" in parts:
-        raise ConfigError(f"{name!r} is no encoding. Name one, such as alibi, or join several with +, such as native+t5.")
+        raise ConfigError(f"{name!r} is no encoding. Name one, such as alibi, or join some with +, such as native+t5.")
     kinds = {part: get_encoding(part).Config for part in parts if part not in NATIVE}
     given: dict[str, dict[str, Any]] = {part: {} for part in kinds}
     for key, value in read_options(items).items():
@@ -122,13 +122,6 @@ def read_layers(text: str) -> Any:
 
 def _zero_step() -> slice:
     raise ValueError("slice step 0")
-
-
-def describe_options(kind: Any, chosen: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """One row per option of an encoding: ``option``, ``default``, ``value`` and ``help``."""
-    return [
-        {**row, "value": (chosen or {}).get(row["option"], row["default"])} for row in kind.Config.describe()
-    ]
 
 
 def print_json(value: Any) -> None:

@@ -37,7 +37,6 @@ def run(
 def encodings() -> list[dict[str, Any]]:
     """One row per registered encoding, in JSON values."""
     from ..registry import get_encoding, list_encodings
-    from .common import describe_options
 
     rows = []
     for name in list_encodings():
@@ -53,7 +52,7 @@ def encodings() -> list[dict[str, Any]]:
                 "on_disk": on_disk(kind),
                 "identity": info.identity,
                 "formula": info.formula,
-                "options": describe_options(kind),
+                "options": kind.Config.describe(),
                 "paper": info.paper,
             }
         )
@@ -61,48 +60,40 @@ def encodings() -> list[dict[str, Any]]:
 
 
 def on_disk(kind: Any) -> str:
-    """``plain`` where a patched model is one that transformers alone reads, ``plain on encoders``, or ``pe_retrofit``."""
+    """``plain`` where transformers alone reads a patched model, ``plain (encoders)``, or ``pe_retrofit``."""
     from ..encodings.base import RotationEncoding
     from ..encodings.learned import Learned
 
     if issubclass(kind, RotationEncoding) and kind.rope_parameters is not RotationEncoding.rope_parameters:
         return "plain"
-    return "plain on encoders" if issubclass(kind, Learned) else "pe_retrofit"
+    return "plain (encoders)" if issubclass(kind, Learned) else "pe_retrofit"
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """For people; each encoding takes two lines where the terminal is narrow."""
+    """For people: three lines per encoding, which fit a narrow terminal."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("name", style="bold cyan", no_wrap=True)
-    table.add_column("what it is", ratio=3)
-    table.add_column("site", no_wrap=True)
-    table.add_column("models", no_wrap=True)
-    table.add_column("on disk")
-    table.add_column("options", ratio=4)
-    table.add_column("paper", ratio=4)
+    table.add_column("what it is, options, paper")
+    for title in ("site", "models", "on disk"):
+        table.add_column(title, no_wrap=True)
+    both = {(True, True): "both", (True, False): "decoders", (False, True): "encoders"}
     for row in rows:
-        both = {(True, True): "both", (True, False): "decoders", (False, True): "encoders"}
-        table.add_row(
-            row["name"],
-            row["title"],
-            row["site"],
-            both[row["causal"], row["bidirectional"]],
-            row["on_disk"],
-            ", ".join(option_text(o) for o in row["options"]) or "none",
-            row["paper"],
-        )
-    console = Console()
+        options = ", ".join(option_text(option) for option in row["options"]) or "no options"
+        about = Text.assemble(row["title"], "\n", (options, "green"), "\n", (row["paper"], "dim"))
+        table.add_row(row["name"], about, row["site"], both[row["causal"], row["bidirectional"]], row["on_disk"])
+        table.add_row()
+    console = Console(highlight=False)
     console.print(table)
     console.print(
         "On disk: [bold]plain[/] models need nothing but transformers (when all layers are patched); "
         "[bold]pe_retrofit[/] models need [bold]import pe_retrofit[/] before they are loaded.\n"
         "Compose with +: [bold]native+t5[/] keeps the model's own encoding and adds T5's bias. "
-        "More: [bold]pe-retrofit show NAME[/].",
-        highlight=False,
+        "More: [bold]pe-retrofit show NAME[/]."
     )
 
 
