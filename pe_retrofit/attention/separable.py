@@ -22,8 +22,8 @@ def separable_attention(call: Call) -> Tensor:
     b, h, q, d = call.query.shape
     g, k = call.key.shape[1], call.key.shape[2]
     dtype = call.query.dtype
-    found = [slopes for encoding in call.biases if (slopes := encoding.slopes()) is not None]
-    slopes = torch.stack([s.to(call.query.device) for s in found]).sum(0) / call.scaling
+    found = [encoding.slopes() for encoding in call.biases]
+    slopes = torch.stack([s.to(call.query.device) for s in found if s is not None]).sum(0) / call.scaling
 
     last = call.key_positions.amax(1, keepdim=True)
     offset = last - call.key_positions.clamp_min(0)  # tokens before the last key: small numbers where it matters
