@@ -51,6 +51,15 @@ class Positions:
     counted: bool = False
     shared: dict[Any, Any] = field(default_factory=dict)
 
+    def ordered(self) -> bool:
+        """Whether no token has a smaller position than the one before it; taken for granted while compiling."""
+        if torch.compiler.is_compiling() or not isinstance(self.first_query, int):
+            return True
+        if "ordered" not in self.shared:
+            tokens = self.tokens[:, : self.first_query + self.query.shape[1]]
+            self.shared["ordered"] = bool((tokens.diff(dim=1) >= 0).all())
+        return self.shared["ordered"]
+
     def first_key(self, layer_idx: int | None) -> int:
         """Index among the tokens of the first key that a layer sees."""
         if layer_idx is not None and layer_idx < len(self.sliding) and self.sliding[layer_idx]:

@@ -194,6 +194,15 @@ def test_positions_with_gaps(dtype: torch.dtype) -> None:
         check(call, {"separable", "blockwise", "flex", "eager"} - ({"separable"} if "t5" in name else set()))
 
 
+def test_positions_that_decrease() -> None:
+    """A visible key may lie ahead in position; a penalty of the distance must then not turn into a reward."""
+    positions = torch.randperm(200, generator=torch.Generator().manual_seed(1))[:30].view(1, 30)
+    call = tiny.make_call(biases=BIASES["alibi"](4), queries=30, query_positions=positions, key_positions=positions)
+    assert "never decrease" in str(obstacle("separable", call))
+    check(call, {"blockwise", "flex", "eager"})
+    assert choose(call) == "blockwise"
+
+
 @pytest.mark.parametrize("start", [0, 1000, 131_040])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_far_positions(start: int, dtype: torch.dtype) -> None:

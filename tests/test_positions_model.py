@@ -120,6 +120,18 @@ def test_packed_sequences_are_separate(model: Any) -> None:
     close(packed, torch.cat((model(first).logits, model(second).logits), 1))
 
 
+@pytest.mark.parametrize("spec", ["alibi", "t5"])
+def test_compiled_in_one_graph(spec: str) -> None:
+    """Without a graph break, padded rows included (what padding tokens themselves get is anyone's business)."""
+    torch._dynamo.reset()
+    model = tiny.llama()
+    patch_model(model, spec)
+    tokens, mask = left_padded([12, 9])
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    found = compiled(tokens, attention_mask=mask, use_cache=False).logits
+    close(found[mask.bool()], model(tokens, attention_mask=mask).logits[mask.bool()])
+
+
 def test_embeddings_instead_of_tokens(model: Any) -> None:
     tokens, mask = left_padded([20, 14])
     embeddings = model.get_input_embeddings()(tokens)

@@ -40,6 +40,8 @@ def obstacle(kernel: str, call: Call) -> str | None:
             return "a bias of the form -slope * distance under causal attention is needed"
         if not call.causal:
             return "causal attention is needed"
+        if call.shift is None and not call.positions.ordered():
+            return "positions that never decrease are needed"
     if kernel == "toeplitz":
         if not all(encoding.toeplitz for encoding in call.biases):
             return "a bias that depends on the distance alone is needed"
