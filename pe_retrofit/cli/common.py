@@ -14,6 +14,10 @@ EXAMPLES: dict[str, Any] = {"factor": 4.0, "max_positions": 256}
 """Values that ``show`` and ``check`` use for required options that were not given; they say so."""
 
 
+class CommandError(Exception):
+    """Something outside the user's input went wrong; the message is shown without a traceback, exit code 1."""
+
+
 def read_value(text: str) -> Any:
     """``4`` int, ``0.5`` float, ``true``, ``none``, ``1,2,3`` or ``[1, 2, 3]`` list; anything else is a word."""
     words = {"true": True, "false": False, "none": None, "null": None}

@@ -1,0 +1,196 @@
+"""``pe-retrofit patch``: patch a model and save it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+HELP = """Patch a model, save it with its tokenizer, load it again and check that it gives the same logits.
+
+MODEL is a hub id, a folder, or a GGUF file. NAME is an encoding (see pe-retrofit list); + composes, and native keeps
+what the model has. The folder --out appears whole or not at all.
+
+Examples:
+
+  pe-retrofit patch my-org/my-llama yarn factor=4 --out my-llama-32k
+
+  pe-retrofit patch ./my-llama native+t5 num_buckets=64 --dtype bfloat16 --out my-llama-t5
+
+  pe-retrofit patch ./my-llama nope --layers 3::4 --out my-llama-hybrid
+
+  pe-retrofit patch ./minilm learned max_positions=2048 --out minilm-2k --json
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the application."""
+    app.command("patch", help=HELP)(run)
+
+
+def run(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder, or .gguf file.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Encoding, such as alibi or native+t5.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options of the encoding, such as factor=4.")
+    ] = None,
+    native: Annotated[
+        bool, typer.Option("--native", help="Keep the model's own encoding underneath (the same as native+NAME).")
+    ] = False,
+    layers: Annotated[str, typer.Option(help="all, indices (0,3,7) or a slice (3::4, -4:).")] = "all",
+    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")] = "auto",
+    gguf_file: Annotated[str | None, typer.Option(help="GGUF file inside the folder or repository MODEL.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the code that the model brings along.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model in --out.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
+    """Load, patch, save, load again, compare."""
+    from rich.console import Console
+
+    from .common import clean_stdout, print_json, read_layers, read_spec
+    from .folder import check_target, written_whole
+    from .loading import find_source
+
+    spec, _ = read_spec(name, options or [])
+    if native and "native" not in spec:
+        spec = ["native", *spec]
+    chosen = read_layers(layers)
+    source = find_source(model, gguf_file, trust_remote_code)
+    target = check_target(out, overwrite, source.folder)
+    console = Console(stderr=True)
+    with clean_stdout(as_json), console.status("starting") as line, written_whole(target) as work:
+        report = patch_and_save(source, spec, chosen, dtype, work, line.update)
+    report["out"] = str(out)
+    if as_json:
+        print_json(report)
+    else:
+        print_words(report)
+
+
+def patch_and_save(source: Any, spec: list[Any], layers: Any, dtype: str, work: Path, tell: Any) -> dict[str, Any]:
+    """Everything between reading and the final rename.
+
+    Returns:
+        What was done, in JSON values.
+
+    Raises:
+        ConfigError, UnsupportedError: the model cannot be loaded or patched.
+        CommandError: it cannot be written, or the saved model differs from the patched one.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
+    from ..patching import patch_model
+    from ..status import status
+    from .common import CommandError
+    from .loading import load_model, load_tokenizer
+
+    logging.disable_progress_bar()  # one line tells what goes on
+    tell(f"loading {source.name}")
+    model, auto = load_model(source, dtype)
+    tokenizer, no_tokenizer = load_tokenizer(source)
+    before = context_length(model)
+    tell("patching")
+    patch_model(model, spec, layers=layers)
+    state = status(model)
+    after = context_length(model)
+    if tokenizer is not None and after > before:
+        tokenizer.model_max_length = after
+    tell("saving")
+    try:
+        model.save_pretrained(work)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(work)
+    except (OSError, SafetensorError) as error:  # a full disk reaches us as either
+        raise CommandError(f"The model cannot be written: {error}. Nothing was changed.") from error
+    tell("loading what was saved")
+    ids = probe_tokens(model)
+    with torch.no_grad():
+        expected = first_output(model, ids)
+    trust = {k: v for k, v in source.kwargs.items() if k == "trust_remote_code"}
+    again = auto.from_pretrained(work, dtype=model.dtype, **trust).eval()
+    with torch.no_grad():
+        difference = (first_output(again, ids) - expected).abs().max().item()
+    if not difference <= 1e-5 * expected.abs().max().item():
+        raise CommandError(
+            f"The saved model gives other logits than the patched one (largest difference {difference:.3g}), so "
+            "nothing was kept. Please report this with the model's name."
+        )
+    return {
+        "model": source.name,
+        "auto_class": auto.__name__,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "status": state.to_dict(),
+        "summary": str(state),
+        "context_length": {"before": before, "after": after},
+        "tokenizer": "saved" if tokenizer is not None else f"none: {no_tokenizer}",
+        "reload_difference": difference,
+        "plain": all(patch.native for patch in state.patches),
+        "needs": needs(state, auto.__name__),
+    }
+
+
+def context_length(model: Any) -> int:
+    """Tokens the config says the model is meant for."""
+    from ..patchers.family import find_host
+
+    host = find_host(model)
+    return int(host.config.max_position_embeddings) - (host.reserved_rows if host.table is not None else 0)
+
+
+def probe_tokens(model: Any, count: int = 24) -> Any:
+    """Random ids ``[1, count]`` that no model takes for padding."""
+    import torch
+
+    size = model.get_input_embeddings().weight.shape[0]
+    count = min(count, context_length(model))
+    return torch.randint(min(3, size - 1), size, (1, count), generator=torch.Generator().manual_seed(0))
+
+
+def first_output(model: Any, ids: Any) -> Any:
+    """Logits, or whatever comes first, in float32."""
+    import torch
+
+    output = model(input_ids=ids.to(model.device), attention_mask=torch.ones_like(ids).to(model.device))
+    return output[0].float().cpu()
+
+
+def needs(state: Any, auto: str) -> str:
+    """What loading the folder takes, in words."""
+    from ..registry import NATIVE, get_encoding
+
+    if not all(patch.native for patch in state.patches):
+        return f"import pe_retrofit before {auto}.from_pretrained; without it, loading fails with an error"
+    names = [entry["name"] for patch in state.patches for entry in patch.options if entry["name"] not in NATIVE]
+    late = [name for name in names if getattr(get_encoding(name), "length_dependent", False)]
+    if late:
+        return (
+            f"plain transformers; it switches {late[0]} by the length of each call, though: for results that agree "
+            "with and without a cache beyond the trained length, patch the model again after loading"
+        )
+    return f"plain transformers: {auto}.from_pretrained"
+
+
+def print_words(report: dict[str, Any]) -> None:
+    """For people."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+
+    def say(title: str, text: str) -> None:
+        console.print(Text.assemble((f"{title:<11}", "dim"), text), soft_wrap=True)
+
+    console.print(report["summary"], markup=False, soft_wrap=True)
+    lengths = report["context_length"]
+    if lengths["after"] != lengths["before"]:
+        say("Context", f"{lengths['before']:,} to {lengths['after']:,} tokens")
+    say("Tokenizer", report["tokenizer"])
+    say("Reloaded", f"largest difference of the logits {report['reload_difference']:.3g} ({report['dtype']})")
+    say("Needs", report["needs"])
+    console.print(Text.assemble(("Written    ", "bold"), report["out"]), soft_wrap=True)
