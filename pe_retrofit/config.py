@@ -28,7 +28,7 @@ def number(default: Any = MISSING, *, low: float, high: float, help: str, option
     def check(value: Any) -> str | None:
         if value is None and optional:
             return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if not _is_finite(value):
             return f"must be a finite number between {low:g} and {high:g}"
         return None if low <= value <= high else f"must be between {low:g} and {high:g}"
 
@@ -73,10 +73,7 @@ def numbers(*, low: float, high: float, most: int, help: str, optional: bool = T
             return None
         if not isinstance(value, (list, tuple)) or not 0 < len(value) <= most:
             return f"must be a list of 1 to {most} numbers"
-        good = all(
-            not isinstance(v, bool) and isinstance(v, (int, float)) and math.isfinite(v) and low <= v <= high
-            for v in value
-        )
+        good = all(_is_finite(v) and low <= v <= high for v in value)
         return None if good else f"must hold finite numbers between {low:g} and {high:g} only"
 
     return field(default=None if optional else MISSING, metadata={_CHECK: check, _HELP: help})
@@ -99,6 +96,9 @@ class EncodingConfig:
         problems = []
         for spec in dataclasses.fields(self):
             value = getattr(self, spec.name)
+            if isinstance(value, list):  # configs are compared and hashed
+                value = tuple(value)
+                object.__setattr__(self, spec.name, value)
             check: Callable[[Any], str | None] | None = spec.metadata.get(_CHECK)
             problem = check(value) if check else None
             if problem:
@@ -152,7 +152,16 @@ class EncodingConfig:
         ]
 
 
+def _is_finite(value: Any) -> bool:
+    """Whether a value is a finite number; an int always is, however many digits it has."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return isinstance(value, int) or math.isfinite(value)
+
+
 def _shorten(value: Any) -> str:
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"(a number of {value.bit_length()} bits)"  # Python itself refuses to print the largest
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

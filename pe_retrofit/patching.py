@@ -56,7 +56,7 @@ def patch_model(
         >>> patch_model(model, ["native", "t5"])
         >>> patch_model(model, "nope", layers=slice(3, None, 4))
     """
-    if kernel is not None and kernel not in attention.KERNELS:
+    if kernel is not None and (not isinstance(kernel, str) or kernel not in attention.KERNELS):
         raise ConfigError(
             f"kernel={kernel!r} is unknown; choose one of {', '.join(attention.KERNELS)}, or leave it out."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,18 +94,22 @@ def resolve_layers(layers: Any, count: int) -> list[int]:
     if layers is None:
         return list(range(count))
     if isinstance(layers, slice):
-        chosen = list(range(count))[layers]
+        try:
+            chosen = sorted(range(count)[layers])
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"layers={layers} is no slice of {count} layers: {error}.") from error
         if not chosen:
             raise ConfigError(f"layers={layers} selects none of the {count} layers (0 to {count - 1}).")
         return chosen
-    if isinstance(layers, int) and not isinstance(layers, bool):
+    if _whole(layers) is not None:
         layers = [layers]
     if not isinstance(layers, Iterable) or isinstance(layers, (str, bytes, Mapping)):
         raise TypeError(f"layers must be None, a slice or a list of layer indices, got {layers!r}.")
-    chosen = list(layers)
-    wrong = [i for i in chosen if isinstance(i, bool) or not isinstance(i, int)]
+    given = list(layers)
+    wrong = [i for i in given if _whole(i) is None]
     if wrong:
         raise TypeError(f"layers must hold whole numbers, got {wrong[:5]!r}.")
+    chosen = [int(i) for i in given]
     outside = [i for i in chosen if not -count <= i < count]
     if outside:
         raise ConfigError(f"layers {outside[:5]} are out of range: the model has {count} layers, 0 to {count - 1}.")
@@ -114,6 +119,16 @@ def resolve_layers(layers: Any, count: int) -> list[int]:
     if len(set(normal)) < len(normal):
         raise ConfigError(f"layers {sorted(normal)} name a layer twice.")
     return sorted(normal)
+
+
+def _whole(value: Any) -> int | None:
+    """An int from whatever is one (NumPy's and torch's too), never from a truth value; None otherwise."""
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def make_plan(host: Host, configs: Sequence[EncodingConfig], keeps_native: bool, layers: Any) -> Plan:
