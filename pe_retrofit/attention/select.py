@@ -88,8 +88,9 @@ def run(call: Call, kernel: str = "auto") -> Tensor:
     """Output ``[b, h, q, d]`` of a call.
 
     Raises:
-        UnsupportedError: a kernel was forced that cannot run the call.
+        UnsupportedError: a kernel was forced that cannot run the call, or the heads are split over processes.
     """
+    _check_whole(call)
     if not call.biases and call.softcap is None and call.sinks is None:
         return fused_attention(call)
     if kernel == "auto":
@@ -99,3 +100,15 @@ def run(call: Call, kernel: str = "auto") -> Tensor:
             f"kernel={kernel!r} cannot run this call: {reason}. Use kernel='auto' or 'blockwise', which runs all."
         )
     return KERNELS[kernel](call)
+
+
+def _check_whole(call: Call) -> None:
+    """Refuse a part of the heads: slopes and tables hold one entry for each of them."""
+    heads = call.query.shape[1]
+    local = next((e.host.num_heads for e in call.biases if e.host.num_heads != heads), None)
+    if local is not None or type(call.query).__name__ == "DTensor":
+        raise UnsupportedError(
+            f"The attention got {heads} query heads of the {local or heads} its encoding was made for, or sharded "
+            "tensors: the model is split over processes (tensor or context parallel), which is not supported with a "
+            "bias or a length-dependent rotation. Load it whole on each process, or use FSDP."
+        )

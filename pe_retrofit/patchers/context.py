@@ -7,9 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..errors import UnsupportedError
 from ..positions import KEYWORD, remember, resolve
+
+SDPA = functional.scaled_dot_product_attention
+"""PyTorch's own. Context parallelism puts another in its place, which sees a part of the keys at a time."""
 
 
 class PositionContext:
@@ -46,6 +50,14 @@ class PositionContext:
                 f"{self.required!r}, but it is now set to {module.config._attn_implementation!r}, which would drop the "
                 f"encoding without a word. Call model.set_attn_implementation({self.required!r}), or "
                 "unpatch_model(model) first."
+            )
+        replaced = not torch.compiler.is_compiling() and functional.scaled_dot_product_attention is not SDPA
+        if self.required is not None and replaced:
+            raise UnsupportedError(
+                f"The model was patched with {self.encodings}, which computes its attention over all keys at once, but "
+                "torch.nn.functional.scaled_dot_product_attention has been replaced, as context parallelism does: each "
+                "process would attend to its own part of the text only. Train without context parallelism "
+                "(cp_size=1), or use an encoding that only changes the rotation, such as 'yarn', 'ntk' or 'linear'."
             )
         kwargs = {**dict(zip(self.names, args, strict=False)), **kwargs}
         tokens = kwargs.get("input_ids")
