@@ -39,6 +39,7 @@ class Positions:
         sliding: per cache layer whether it keeps a window only.
         window_offset: index of the first token the sliding layers hold during this pass.
         counted: the positions are the counts of real tokens in the 2D mask.
+        packed: row and index of the first token of the first sequence that a packed input starts after another one.
         shared: results that layers share within this pass.
     """
 
@@ -49,6 +50,7 @@ class Positions:
     sliding: tuple[bool, ...] = ()
     window_offset: int = 0
     counted: bool = False
+    packed: tuple[int, int] | None = None
     shared: dict[Any, Any] = field(default_factory=dict)
 
     def ordered(self) -> bool:
@@ -141,10 +143,12 @@ def resolve(
     else:
         tokens = _record_dynamic(cache, query, past, counts, batch_size)
 
+    packed: tuple[int, int] | None = None
     if position_ids is None and mask is None and cache is None:
         contiguous = True
     elif packs_by_position and mask is None and attention_mask is None and cache is None:
         contiguous = True  # every break starts a sequence that the model masks from the others
+        packed = None if compiling else _first_break(query)
     elif compiling:
         contiguous = False  # would need to look at values
     else:
@@ -156,7 +160,7 @@ def resolve(
         sliding = _sliding(cache)
         if True in sliding:
             window_offset = int(cache.get_mask_sizes(query_length, sliding.index(True))[1])
-    return Positions(query, tokens, past, contiguous, sliding, window_offset, counts is not None)
+    return Positions(query, tokens, past, contiguous, sliding, window_offset, counts is not None, packed)
 
 
 def remember(cache: Any, positions: Positions) -> None:
@@ -282,6 +286,12 @@ def _same_rows(record: Tensor, query: Tensor, batch_size: int) -> tuple[Tensor, 
         "which is unknown. Pass the 2D attention_mask from which the positions follow in every call, or keep the batch "
         "as it was."
     )
+
+
+def _first_break(query: Tensor) -> tuple[int, int] | None:
+    """Row and index of the first token whose position does not follow the one before it."""
+    breaks = (query.diff(dim=1) != 1).nonzero()
+    return (int(breaks[0, 0]), int(breaks[0, 1]) + 1) if len(breaks) else None
 
 
 def _contiguous(tokens: Tensor, mask: Tensor | None) -> bool:

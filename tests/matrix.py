@@ -183,6 +183,7 @@ _HOSTS = [
             "rope_parameters": PLAIN_ROPE,
         },
         unfused="sinks",
+        packs=False,  # it does not hand position_ids to its masks
         windows=True,
         own_layout=True,
     ),

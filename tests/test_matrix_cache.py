@@ -21,7 +21,7 @@ EXACT = 1e-5
 
 
 def chunks(length: int) -> list[int]:
-    """A prompt, single tokens, a chunk larger than the window, single tokens over the trained length, a chunk, a token."""
+    """A prompt, single tokens, a chunk larger than the window, tokens over the trained length, a chunk, a token."""
     sizes = [6, 1, 1, 1, 5, 1, 13, 1]
     rest = length - sum(sizes)
     return [*sizes, *[1] * min(rest, 6), *([rest - 7, 1] if rest > 7 else [1] * (rest - min(rest, 6)))]

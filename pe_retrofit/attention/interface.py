@@ -107,6 +107,20 @@ def _adds_nothing(item: nn.Module) -> bool:
     return isinstance(item, BiasEncoding) and item.silent and not item.trains
 
 
+def _masks_break(positions: Positions, mask: Tensor | None) -> bool:
+    """Whether the model masks packed sequences from each other, which few models forget (gpt-oss, AFMoE)."""
+    if positions.packed is None:
+        return True
+    if mask is None:
+        return False
+    if "packed" not in positions.shared:
+        row, first = positions.packed
+        across = mask[row if mask.shape[0] > 1 else 0, 0, first, first - 1]
+        masked = ~across if mask.dtype == torch.bool else across <= torch.finfo(mask.dtype).min / 2
+        positions.shared["packed"] = bool(masked)
+    return positions.shared["packed"]
+
+
 def _normalise(
     module: nn.Module,
     query: Tensor,
@@ -149,7 +163,7 @@ def _normalise(
     else:
         query_positions = positions.query.to(query.device)
         key_positions = positions.keys(layer, k).to(query.device)
-        if positions.contiguous and isinstance(positions.first_query, int):
+        if positions.contiguous and isinstance(positions.first_query, int) and _masks_break(positions, mask):
             shift = positions.first_query - positions.first_key(layer)
     return Call(
         query=query,
