@@ -50,12 +50,19 @@ def written_whole(target: Path) -> Iterator[Path]:
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".writing", dir=target.parent))
     try:
         yield work
-        umask = os.umask(0)
-        os.umask(umask)
-        work.chmod(0o777 & ~umask)  # mkdtemp lets only the owner in
+        _open_up(work)
         _swap(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _open_up(work: Path) -> None:
+    """Usual permissions: mkdtemp and safetensors let only the owner in."""
+    umask = os.umask(0)
+    os.umask(umask)
+    work.chmod(0o777 & ~umask)
+    for path in work.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def _swap(work: Path, target: Path) -> None:
