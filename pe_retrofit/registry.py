@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from torch import nn
+
 from .config import EncodingConfig
 from .errors import ConfigError, UnknownEncodingError, UnsupportedError
 
@@ -33,21 +35,28 @@ def register_encoding(cls: _T) -> _T:
             register) and an ``info``.
 
     Raises:
-        ConfigError: the name is missing, malformed, reserved or taken by another class.
+        ConfigError: the name is missing, malformed, reserved or taken by another class, or the class lacks something.
     """
+    if not isinstance(cls, type) or not hasattr(cls, "faults"):
+        raise ConfigError(
+            f"register_encoding needs a subclass of BiasEncoding, RotationEncoding or InputEncoding, got {cls!r}."
+        )
     config = getattr(cls, "Config", None)
     name = getattr(config, "name", "")
     if not isinstance(config, type) or not issubclass(config, EncodingConfig):
         raise ConfigError(f"{cls.__name__}.Config must be an EncodingConfig subclass, got {config!r}.")
-    if not name.isidentifier() or name != name.lower():
+    if not isinstance(name, str) or not name.isidentifier() or name != name.lower():
         raise ConfigError(f"{config.__name__}.name={name!r} must be a lower-case identifier such as 'my_bias'.")
-    if name in NATIVE or name in REFUSED:
+    if name in NATIVE or name in REFUSED or hasattr(nn.ModuleDict(), name):
         raise ConfigError(f"The name {name!r} is reserved; choose another for {cls.__name__}.")
     taken = _ENCODINGS.get(name)
     if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ConfigError(f"The name {name!r} is taken by {taken.__module__}.{taken.__qualname__}; choose another.")
-    if getattr(cls, "info", None) is None:
-        raise ConfigError(f"{cls.__name__}.info must be an EncodingInfo: title, formula, paper.")
+    faults = cls.faults()
+    if "__dataclass_fields__" not in vars(config):
+        faults.append(f"decorate {config.__name__} with @dataclass(frozen=True)")
+    if faults:
+        raise ConfigError(f"{cls.__name__} cannot be registered yet: {'; '.join(faults)}.")
     _ENCODINGS[name] = cls
     return cls
 

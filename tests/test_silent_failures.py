@@ -279,6 +279,42 @@ def test_learned_tensors_that_are_not_in_the_file(spec: Any, damage: str, tmp_pa
         AutoModelForCausalLM.from_pretrained(tmp_path, **kwargs)
 
 
+def mixtral() -> Any:
+    """A tiny mixture of experts: its files hold one tensor per expert, the model one for all."""
+    torch.manual_seed(0)
+    config = hf.MixtralConfig(
+        vocab_size=tiny.VOCAB,
+        hidden_size=32,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        max_position_embeddings=tiny.LENGTH,
+        initializer_range=0.3,
+    )
+    return hf.MixtralForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("build", [tiny.neox, mixtral])
+@pytest.mark.parametrize("name", ["alibi", "native+t5"])
+def test_tensors_that_transformers_renames(name: str, build: Any, tmp_path: Path) -> None:
+    """It renames, splits and fuses tensors between model and file, but not for classes it takes for custom code."""
+    spec, options = OURS[name]
+    model = patched(spec, build, **options)
+    tokens = tiny.ids(1, 12)
+    expected = model(tokens).logits
+    for turn in ("first", "second"):
+        model.save_pretrained(tmp_path / turn)
+        model, info = AutoModelForCausalLM.from_pretrained(tmp_path / turn, output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        assert torch.equal(model.eval()(tokens).logits, expected)
+    first, second = (set(load_file(tmp_path / turn / "model.safetensors")) for turn in ("first", "second"))
+    assert first == second
+
+
 def test_loading_without_the_package_is_loud(tmp_path: Path) -> None:
     """A checkpoint that says ``llama`` would load as a plain Llama; ours has a type of its own."""
     model = patched("alibi")

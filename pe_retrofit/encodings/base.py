@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,16 @@ class Encoding(Generic[C]):
         """
         return False
 
+    @classmethod
+    def faults(cls) -> list[str]:
+        """What keeps this class from being registered, in words; empty when nothing does."""
+        faults = []
+        if getattr(cls, "site", None) not in get_args(Site):
+            faults.append("derive from BiasEncoding, RotationEncoding or InputEncoding")
+        if not isinstance(getattr(cls, "info", None), EncodingInfo):
+            faults.append("set info = EncodingInfo(title=..., formula=..., paper=...)")
+        return faults
+
 
 class BiasEncoding(Encoding[C], nn.Module):
     """Adds ``b[h, i, j]`` to the attention logits, from positions alone (after scaling and soft-capping).
@@ -99,6 +109,16 @@ class BiasEncoding(Encoding[C], nn.Module):
         self.config = config
         self.host = host
         self._silence: tuple[tuple[tuple[int, int], ...], bool] | None = None
+
+    @classmethod
+    def faults(cls) -> list[str]:
+        faults = super().faults()
+        relative, general = cls.bias is not BiasEncoding.bias, cls.bias_at is not BiasEncoding.bias_at
+        if not relative and not general:
+            faults.append("override bias(), or bias_at() where the bias is no function of the distance")
+        elif not relative and cls.toeplitz:
+            faults.append("set toeplitz = False, because bias_at() is overridden and bias() is not")
+        return faults
 
     def prepare(self, distance: Tensor, *, causal: bool) -> Tensor:
         """The part of :meth:`bias` that has no parameters: computed once per forward pass and shared by all layers.

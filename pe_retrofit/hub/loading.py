@@ -55,6 +55,13 @@ class PeRetrofitConfig(PreTrainedConfig):
 class MarkedModel:
     """Mixin of the model classes that patch themselves when built from a marked config."""
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """The code is the host's: without this answer transformers would not rename and fuse the tensors of the files
+        as it does for the host (GPT-NeoX's output layer, Mixtral's experts), and leave them at random values."""
+        host_model = cls.__mro__[2]
+        return bool(host_model.is_custom_code())  # type: ignore[attr-defined]
+
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         block = getattr(config, BLOCK, None)
         check_block(block)
