@@ -67,7 +67,7 @@ def draw_bias(view: BiasView, title: str, path: str | Path, most: int = 8) -> Pa
         where = grid[0, columns + 1 :] if view.buckets is not None else grid[:, columns + 1 :]
         axes = drawn.add_subplot(where)
         distances = view.distances.numpy()
-        style = {"drawstyle": "steps-mid"} if view.buckets is not None else {}
+        style: dict[str, Any] = {"drawstyle": "steps-mid"} if view.buckets is not None else {}
         for place, head in enumerate(shown):
             colour = COLOURS[place % len(COLOURS)]
             axes.plot(distances, view.bias[head].numpy(), color=colour, label=f"head {head}", linewidth=1.5, **style)
@@ -226,6 +226,4 @@ def _colours(name: str) -> Any:
     """A colour map that leaves masked entries light grey."""
     from matplotlib import colormaps
 
-    made = colormaps[name].copy()
-    made.set_bad("#f2f4f7")
-    return made
+    return colormaps[name].with_extremes(bad="#f2f4f7")

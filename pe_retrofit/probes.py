@@ -36,6 +36,7 @@ TRAINED = 128
 HEADS = 4
 WIDTH = 64
 VOCABULARY = 101
+BF16_TOKENS = 32
 SPREAD = 0.2
 """Standard deviation of the random weights: large enough that attention is selective and positions matter."""
 
@@ -58,7 +59,7 @@ def small_model(family: str) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if family == "bert":
-            plain = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+            plain: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
             model: PreTrainedModel = BertModel(BertConfig(**common, **plain), add_pooling_layer=False)
         elif family == "gpt_neox":
             neox = GPTNeoXConfig(**common, rope_parameters={**rope, "partial_rotary_factor": 0.5})
@@ -78,13 +79,18 @@ class Lab:
     Attributes:
         names / entries: the spec in words and as JSON.
         filled: parameters of the encoding that were zero and are random now.
+        reach: longest input that the encoding takes, up to 16 L tokens.
+
+    Raises:
+        UnsupportedError: as from ``patch_model``, which wants an encoding that takes at least L tokens.
     """
 
     trained, heads = TRAINED, HEADS
 
     def __init__(self, spec: Any, family: str, options: dict[str, Any]) -> None:
         self.family = family
-        self.stock, self.model = small_model(family), small_model(family)
+        self.stock: Any = small_model(family)
+        self.model: Any = small_model(family)
         configs, keeps = parse_spec(spec, options)
         self.names = " + ".join((["native"] if keeps else []) + [c.name for c in configs])
         self.entries = ([{"name": NATIVE[0]}] if keeps else []) + [c.to_dict() for c in configs]
@@ -95,14 +101,13 @@ class Lab:
         elif spec not in (NATIVE[0], [NATIVE[0]]) and family == "bert":
             raise UnsupportedError("A BERT has no rotation; its own encoding is called 'native'.")
         self.causal = find_host(self.model).causal()
-        self._reach: int | None = None
-        self._reached = False
         self._runs: dict[int, tuple[bool, int]] = {}
+        self.reach = self._find_reach()
 
     def _fill(self) -> list[str]:
         """Random values for what starts at zero: as large as the token embeddings at the input, 1 elsewhere."""
         embeddings = self.model.get_input_embeddings().weight.detach().square().mean().sqrt().item()
-        filled = []
+        filled: list[str] = []
         for name, module in self.model.named_modules():
             if name.endswith("position_encoding"):
                 at_input = not any(part.isdigit() for part in name.split("."))
@@ -133,28 +138,27 @@ class Lab:
         """Largest difference over the size of ``before``."""
         return (after - before).abs().max().item() / self.size(before)
 
-    def reach(self) -> int | None:
-        """Longest input among L/2, L, 2 L, ... 32 L that the encoding takes; None when not even L/2."""
-        if not self._reached:
-            self._reached = True
-            for count in (TRAINED // 2 << step for step in range(7)):
-                try:
-                    self.output(self.tokens(2), torch.tensor([[0, count - 1]]))
-                except TOO_FAR:
-                    break
-                self._reach = count
-        return self._reach
+    def takes(self, first: int, last: int) -> bool:
+        """Whether the encoding has a value for both positions."""
+        try:
+            self.output(self.tokens(2), torch.tensor([[first, last]]))
+        except TOO_FAR:
+            return False
+        return True
 
-    def farthest(self, wanted: int, tail: int = 16) -> int:
-        """First position of a stretch of ``tail`` tokens, as near to ``wanted`` as the encoding takes."""
-        far = wanted
-        while far > 0:
-            try:
-                self.output(self.tokens(tail), torch.arange(far, far + tail))
-                return far
-            except TOO_FAR:
-                far //= 2
-        return 0
+    def _find_reach(self) -> int:
+        """Longest input that the encoding takes, up to 16 L tokens."""
+        good, bad = 1, 16 * TRAINED + 1
+        if self.takes(0, bad - 2):
+            return bad - 1
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            good, bad = (middle, bad) if self.takes(0, middle - 1) else (good, middle)
+        return good
+
+    def farthest(self, wanted: int) -> int:
+        """First position of a stretch for :meth:`bf16_error`, as near to ``wanted`` as the encoding takes."""
+        return wanted if self.takes(wanted, wanted + BF16_TOKENS - 1) else max(0, self.reach - BF16_TOKENS)
 
     def finite(self, count: int) -> bool:
         """Whether the output over ``count`` tokens is finite."""
@@ -207,11 +211,11 @@ class Lab:
         Returns:
             The two sizes, what they are in words, and how far the second goes.
         """
-        last = min(16 * TRAINED, self.reach() or TRAINED)
+        last = self.reach
         host = find_host(self.model)
         biases = [m for m in self.model.modules() if isinstance(m, BiasEncoding)]
         if biases:
-            near, far = (max(_bias_size(b, n, self.causal) for b in biases) for n in (TRAINED, last))
+            near, far = (max(_bias_size(b, n, self.causal) for b in biases) for n in (min(TRAINED, last), last))
             return near, far, "largest bias on a logit", last
         table = host.table
         if table is not None or getattr(self.model, "position_encoding", None):
@@ -222,7 +226,7 @@ class Lab:
             size = vectors.square().mean(-1).sqrt() / self.size(self.model.get_input_embeddings().weight.detach())
             what = "vector over token embedding (root mean square)"
             return size[:TRAINED].max().item(), size.max().item(), what, last
-        near, far = (self._rotated_size(n) for n in (TRAINED, last))
+        near, far = (self._rotated_size(n) for n in (min(TRAINED, last), last))
         return near, far, "length of a rotated query over the original's", last
 
     def _rotated_size(self, count: int) -> float:
@@ -299,7 +303,7 @@ class Lab:
         return math.log(large / small) / math.log(long / short)
 
     def time_ratio(self, count: int) -> tuple[float, int]:
-        """Median time of a forward pass over the unpatched model's, and the length: L at most with a position table."""
+        """Median time of a forward pass over the unpatched model's, and the length: with a position table L at most."""
         count = min(count, TRAINED) if find_host(self.stock).table is not None else count
         ids = self.tokens(count)
         ratios: list[float] = []
@@ -320,8 +324,7 @@ class Lab:
         """Change of the output when text is read in chunks and token by token, across L where the encoding allows."""
         if not self.causal:
             return None
-        reach = self.reach() or 2
-        start = TRAINED - 8 if reach >= 2 * TRAINED else max(1, min(TRAINED, reach) - 24)
+        start = min(TRAINED + 16, self.reach) - 24
         ids = self.tokens(start + 24)
         whole = self.model(input_ids=ids, use_cache=False).last_hidden_state
         cache = DynamicCache(config=self.model.config)
@@ -329,7 +332,7 @@ class Lab:
         outputs = [self.model(input_ids=ids[:, a:b], past_key_values=cache).last_hidden_state for a, b in parts]
         return self.change(whole, torch.cat(outputs, dim=1))
 
-    def bf16_error(self, first: int, count: int = 48) -> float:
+    def bf16_error(self, first: int, count: int = BF16_TOKENS) -> float:
         """Root mean square error of the bfloat16 model, over the size of the output, from a position on."""
         ids = self.tokens(count, rows=4)
         positions = torch.arange(first, first + count)

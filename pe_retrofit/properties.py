@@ -103,7 +103,7 @@ Answer = tuple["bool | None", str, "float | None"]
 
 def unique(lab: Lab) -> Answer:
     """A token attends to one other at each distance below L; outputs that differ are counted."""
-    outputs = lab.pair_outputs(torch.arange(lab.trained))
+    outputs = lab.pair_outputs(torch.arange(min(lab.trained, lab.reach)))
     gaps = torch.cdist(outputs, outputs, p=float("inf")) / lab.size(outputs)
     same = gaps < 1e-9
     distinct = int((same.long().argmax(1) == torch.arange(len(outputs))).sum())  # the first of each set of equals
@@ -113,10 +113,8 @@ def unique(lab: Lab) -> Answer:
 
 def consistent(lab: Lab) -> Answer:
     """The first tokens' output, alone and within a longer input (decoders: more text, encoders: more padding)."""
-    short, reach = lab.trained // 2, lab.reach()
-    if reach is None or reach < lab.trained:
-        return None, "the encoding takes less than L tokens", None
-    longer = min(reach, 4 * lab.trained)
+    longer = min(lab.reach, 4 * lab.trained)
+    short = min(lab.trained, longer) // 2
     change = lab.change(lab.prefix_output(short, short), lab.prefix_output(short, longer))
     return change < 1e-4, f"output of {short} tokens changes by {change:.2g} of its size within {longer}", change
 
@@ -132,7 +130,7 @@ def relative(lab: Lab) -> Answer:
     changes = {}
     for shift in SHIFTS:
         try:
-            changes[shift] = lab.shift_change(lab.trained // 2, shift)
+            changes[shift] = lab.shift_change(min(lab.trained, lab.reach) // 2, shift)
         except TOO_FAR:
             continue
     if not changes:
@@ -151,9 +149,8 @@ def bounded(lab: Lab) -> Answer:
 
 def extrapolates(lab: Lab) -> Answer:
     """Runs at 16 L, finite, and no attention score rises above what training has shown by more than a tenth."""
-    reach = lab.reach()
-    if reach is None or reach < 16 * lab.trained:
-        return False, f"refuses inputs beyond {reach or 0:,} tokens", None
+    if lab.reach < 16 * lab.trained:
+        return False, f"refuses inputs beyond {lab.reach:,} tokens", None
     if not lab.finite(16 * lab.trained):
         return False, f"output is not finite at {16 * lab.trained:,} tokens", None
     rises = lab.score_rise((2, 4, 8, 16))
@@ -170,9 +167,8 @@ def extrapolates(lab: Lab) -> Answer:
 
 def scalable(lab: Lab) -> Answer:
     """Largest tensor that a forward pass allocates, at two lengths four apart; time over the unpatched model's."""
-    reach = lab.reach()
-    long = min(16 * lab.trained, reach or lab.trained)
-    short = max(16, long // 4)
+    long = lab.reach
+    short = long // 4
     small, large = lab.largest_tensor(short), lab.largest_tensor(long)
     power = lab.power(small, large, short, long)
     dense = lab.heads * long * long

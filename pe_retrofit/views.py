@@ -204,7 +204,7 @@ def rotary_model(shape: Shape) -> LlamaModel:
 @torch.no_grad()
 def installed_rotation(model: LlamaModel, trained: int) -> dict[str, Turning]:
     """How the attention of a model turns queries and keys now, read from what reaches it."""
-    attention = model.layers[0].self_attn
+    attention: Any = model.layers[0].self_attn
     children = list(getattr(attention, "position_encoding", {}).values())
     factor = math.prod(child.factor for child in children if isinstance(child, LogitScale))
     late = next((child for child in children if isinstance(child, LateRotation)), None)
