@@ -17,7 +17,7 @@ COLOURS = ("#2563eb", "#dc6803", "#0f9d73", "#c11574", "#6941c6", "#667085", "#b
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "figure.facecolor": "white",
     "axes.facecolor": "white",
     "axes.edgecolor": "#98a2b3",

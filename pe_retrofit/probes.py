@@ -102,6 +102,7 @@ class Lab:
             raise UnsupportedError("A BERT has no rotation; its own encoding is called 'native'.")
         self.causal = find_host(self.model).causal()
         self._runs: dict[int, tuple[bool, int]] = {}
+        self._slow = False
         self.reach = self._find_reach()
 
     def _fill(self) -> list[str]:
@@ -172,8 +173,10 @@ class Lab:
     def _run(self, count: int) -> tuple[bool, int]:
         """Whether the output is finite, and the largest tensor on the way to it."""
         if count not in self._runs:
+            start = time.perf_counter()
             with _Largest() as seen:
                 output = self.model(input_ids=self.tokens(count)).last_hidden_state
+            self._slow |= time.perf_counter() - start > 2.0
             self._runs[count] = bool(torch.isfinite(output).all()), seen.largest
         return self._runs[count]
 
@@ -303,8 +306,9 @@ class Lab:
         return math.log(large / small) / math.log(long / short)
 
     def time_ratio(self, count: int) -> tuple[float, int]:
-        """Median time of a forward pass over the unpatched model's, and the length: with a position table L at most."""
-        count = min(count, TRAINED) if find_host(self.stock).table is not None else count
+        """Median time of a forward pass over the unpatched model's, and the length: less where it takes long."""
+        limit = TRAINED if find_host(self.stock).table is not None else 4 * TRAINED if self._slow else count
+        count = min(count, limit)
         ids = self.tokens(count)
         ratios: list[float] = []
         while len(ratios) < 6:
