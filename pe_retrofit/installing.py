@@ -85,8 +85,7 @@ def install(host: Host, plan: Plan, applied: Applied, kernel: str | None) -> Non
 
     if needs_attention:
         applied.kernel = kernel or "auto"
-        for layer in applied.children:
-            setattr(host.attentions[layer], KERNEL, applied.kernel)
+        use_kernel(host, applied, applied.kernel)
         _use_attention(host, applied)
     elif kernel is not None:
         raise UnsupportedError(
@@ -103,8 +102,8 @@ def install(host: Host, plan: Plan, applied: Applied, kernel: str | None) -> Non
         )
         applied.handles.append(host.base.register_forward_pre_hook(context.before, with_kwargs=True))
         applied.handles.append(host.base.register_forward_hook(context.after, with_kwargs=True))
-        for layer in plan.layers:
-            applied.handles += handoff.install(host.layers[layer], host.attentions[layer])
+        for layer, parent in zip(host.layers, host.attentions, strict=True):
+            applied.handles += handoff.install(layer, parent)
 
 
 def _install_rotation(host: Host, plan: Plan, applied: Applied) -> tuple[bool, bool]:
@@ -250,6 +249,12 @@ def _use_attention(host: Host, applied: Applied) -> None:
             f"{type(host.base).__name__} does not let its attention function be chosen (no AttentionInterface), so a "
             "bias or a rotation of ours cannot reach it. Encodings that only edit the config, and 'nope', may work."
         )
+
+
+def use_kernel(host: Host, applied: Applied, kernel: str) -> None:
+    """Let the layers of a patch run on a kernel, or on the fastest that fits with ``auto``."""
+    for layer in applied.children:
+        setattr(host.attentions[layer], KERNEL, kernel)
 
 
 def undo(host: Host, applied: Applied) -> None:

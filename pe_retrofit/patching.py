@@ -12,11 +12,11 @@ from .config import EncodingConfig
 from .encodings.base import RotationEncoding
 from .encodings.learned import LearnedConfig
 from .errors import ConfigError, UnsupportedError
-from .installing import Applied, install, undo
+from .installing import Applied, install, undo, use_kernel
 from .marking import mark, unmark
 from .patchers.family import Host, find_host
 from .plan import Plan, make_plan, parse_spec, shape_for
-from .proof import probe, prove
+from .proof import TOKENS, probe, prove
 from .registry import get_encoding
 
 M = TypeVar("M", bound=nn.Module)
@@ -76,6 +76,7 @@ def patch_model(
     try:
         install(host, plan, applied, kernel)
         if verify:
+            use_kernel(host, applied, "auto")  # a forced one need not run the scattered positions of the proof
             after = [probe(host, n) for n in lengths]
             applied.proof = prove(
                 plan.names,
@@ -87,6 +88,9 @@ def patch_model(
                 layers=plan.layers,
                 tolerance=0.01 if host.base.dtype in (torch.float32, torch.float64) else 0.5,
             )
+            if kernel is not None:
+                use_kernel(host, applied, kernel)
+                probe(host, min(TOKENS, lengths[0]))  # neighbours, so that it refuses here and not at the first call
     except BaseException:
         undo(host, applied)
         raise

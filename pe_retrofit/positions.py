@@ -40,6 +40,7 @@ class Positions:
         window_offset: index of the first token the sliding layers hold during this pass.
         counted: the positions are the counts of real tokens in the 2D mask.
         packed: row and index of the first token of the first sequence that a packed input starts after another one.
+        weights: the caller asked for attention weights (some layers keep that from their attention).
         shared: results that layers share within this pass.
     """
 
@@ -51,6 +52,7 @@ class Positions:
     window_offset: int = 0
     counted: bool = False
     packed: tuple[int, int] | None = None
+    weights: bool = False
     shared: dict[Any, Any] = field(default_factory=dict)
 
     def ordered(self) -> bool:

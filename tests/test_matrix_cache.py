@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from matrix import HOSTS, WINDOW, Cell, cached_logits, cells, distance, logits, tokens
+from matrix import HOSTS, PAD, WINDOW, Cell, cached_logits, cells, distance, logits, tokens
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.cache_utils import Cache, DynamicSlidingWindowLayer, QuantizedLayer
 
-from pe_retrofit import UnsupportedError, positions, unpatch_model
+from pe_retrofit import UnsupportedError, patch_model, positions, unpatch_model
 
 DECODERS = cells(lambda c: c.host.causal)
 ROTATING = cells(lambda c: c.host.causal and c.host.rotates)
@@ -141,6 +141,25 @@ def test_encoder_decoder_cache(cell: Cell) -> None:
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     found = cached_logits(model, ids, chunks(cell.length), cache)
     assert distance(found, logits(model, ids, use_cache=False)) < EXACT
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "stablelm", "gpt_neox"])
+@pytest.mark.parametrize("cache", [DynamicCache, StaticCache])
+def test_two_patches_share_one_cache(name: str, cache: type[Cache]) -> None:
+    """Both look up the positions; neither may disturb the other's record."""
+    model, ids = HOSTS[name].fresh().double(), tokens(2, 24)
+    patch_model(model, "dynamic", factor=2.0, layers=[0])
+    patch_model(model, ["native", "alibi"], layers=[2])
+    wanted = logits(model, ids, use_cache=False)
+    made = cache(config=model.config, **({"max_cache_len": 30} if cache is StaticCache else {}))
+    assert distance(cached_logits(model, ids, [6, 1, 5, *[1] * 12], made), wanted) < EXACT
+    ids[0, :4] = PAD
+    mask = (ids != PAD).long()
+    wanted = logits(model, ids, attention_mask=mask, use_cache=False)
+    with torch.no_grad():
+        prefill = model(ids[:, :15], attention_mask=mask[:, :15], use_cache=True)
+        rest = model(ids[:, 15:], attention_mask=mask, past_key_values=prefill.past_key_values).logits
+    assert distance(rest, wanted[:, 15:]) < EXACT
 
 
 @pytest.mark.parametrize("name", [n for n, h in HOSTS.items() if h.causal])

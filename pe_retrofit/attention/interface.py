@@ -74,12 +74,13 @@ def attention_forward(
                 "Use unpatch_model(model) first, or pass neither."
             )
     installed = [m for m in getattr(module, "position_encoding", {}).values() if not _adds_nothing(m)]
-    weights_wanted = bool(kwargs.get("output_attentions"))
+    context: Positions | None = kwargs.get(KEYWORD)
+    weights_wanted = bool(kwargs.get("output_attentions")) or (context is not None and context.weights)
     if not installed and softcap is None and s_aux is None and not weights_wanted:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal
         )
-    positions: Positions | None = kwargs.get(KEYWORD) if installed else None
+    positions = context if installed else None
     if installed and positions is None:
         raise UnsupportedError(
             f"{type(module).__name__} was called without the positions its encoding needs: the model does not pass "
@@ -89,7 +90,7 @@ def attention_forward(
         module, query, key, value, attention_mask, dropout, scaling, is_causal, softcap, s_aux, positions, installed
     )
     late = next((m for m in installed if isinstance(m, LateRotation)), None)
-    kernel = getattr(module, "_position_encoding_kernel", "auto")
+    kernel = getattr(module, "_position_encoding_kernel", "auto") if installed else "auto"
     if weights_wanted:
         if late is not None:
             raise UnsupportedError(

@@ -76,6 +76,7 @@ class PositionContext:
             cache=kwargs.get("past_key_values"),
             packs_by_position=self.packs_by_position,
         )
+        positions.weights = bool(kwargs.get("output_attentions", getattr(module.config, "output_attentions", False)))
         kwargs[KEYWORD] = positions
         if self.table_offset is not None:
             self._feed_embeddings(tokens, positions.query, kwargs)

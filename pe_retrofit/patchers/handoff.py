@@ -14,13 +14,11 @@ from torch import nn
 
 from ..positions import KEYWORD
 
-CARRIED = (KEYWORD, "output_attentions")
-
 
 class Carrier(tuple):
-    """``(cos, sin)`` with the keyword arguments that would get lost."""
+    """``(cos, sin)`` with the positions that would get lost."""
 
-    carried: dict[str, Any]
+    positions: Any
 
 
 def drops_keywords(layer: nn.Module) -> bool:
@@ -39,9 +37,9 @@ def drops_keywords(layer: nn.Module) -> bool:
 def pack(layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Forward pre-hook of the layer."""
     embeddings = kwargs.get("position_embeddings")
-    if isinstance(embeddings, tuple):
+    if isinstance(embeddings, tuple) and KEYWORD in kwargs:
         carrier = Carrier(embeddings)
-        carrier.carried = {name: kwargs[name] for name in CARRIED if name in kwargs}
+        carrier.positions = kwargs[KEYWORD]
         kwargs = {**kwargs, "position_embeddings": carrier}
     return args, kwargs
 
@@ -50,7 +48,7 @@ def unpack(attention: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any
     """Forward pre-hook of the layer's attention."""
     embeddings = kwargs.get("position_embeddings")
     if isinstance(embeddings, Carrier):
-        kwargs = {**embeddings.carried, **kwargs, "position_embeddings": tuple(embeddings)}
+        kwargs = {**kwargs, KEYWORD: embeddings.positions, "position_embeddings": tuple(embeddings)}
     return args, kwargs
 
 
