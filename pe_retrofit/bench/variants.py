@@ -7,9 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
+from transformers.integrations import sdpa_attention
 
 from ..encodings.alibi import alibi_slopes
+from ..errors import UnsupportedError
 from ..patchers.family import find_host
 from ..patching import patch_model, unpatch_model
 
@@ -40,6 +43,11 @@ def variant(model: nn.Module, name: str, length: int) -> Iterator[dict[str, Any]
     if name == STOCK:
         yield {}
     elif name == DENSE:
+        if "create_position_bias_mask" not in vars(sdpa_attention):
+            raise UnsupportedError(
+                f"transformers {transformers.__version__} ignores position_bias in sdpa, so there is no dense peer to "
+                "measure. Upgrade to transformers 5.14 or newer, or leave the peers out with --peer-length none."
+            )
         yield {"position_bias": dense_alibi(model, length)}
     elif name == EAGER:
         before = base.config._attn_implementation
