@@ -68,16 +68,20 @@ def test_chunks(model: Any) -> None:
         close(torch.cat(parts, 1), whole)
 
 
-def test_rows_reordered_and_thinned(model: Any) -> None:
+@pytest.mark.parametrize("explicit", [False, True], ids=["mask only", "as generate does"])
+def test_rows_reordered_and_thinned(model: Any, explicit: bool) -> None:
     """Padded rows change places in the cache; the mask goes with them."""
     tokens, mask = left_padded([20, 14, 17])
-    more = tiny.ids(3, 6, seed=9)
-    whole = model(torch.cat((tokens, more), 1), attention_mask=grown(mask, 6)).logits[:, -6:]
+    more, longer = tiny.ids(3, 6, seed=9), grown(mask, 6)
+    whole = model(torch.cat((tokens, more), 1), attention_mask=longer).logits[:, -6:]
+    positions = (longer.cumsum(1) - 1).masked_fill(longer == 0, 1)  # padding tokens get 1, as generate() has it
     for order in ([2, 0, 1], [1], [2, 2, 0, 1, 1]):
         cache = DynamicCache(config=model.config)
-        model(tokens, attention_mask=mask, past_key_values=cache)
+        first = {"position_ids": positions[:, :-6]} if explicit else {}
+        then = {"position_ids": positions[order, -6:]} if explicit else {}
+        model(tokens, attention_mask=mask, past_key_values=cache, **first)
         cache.batch_select_indices(torch.tensor(order))
-        picked = model(more[order], attention_mask=grown(mask, 6)[order], past_key_values=cache).logits
+        picked = model(more[order], attention_mask=longer[order], past_key_values=cache, **then).logits
         close(picked, whole[order])
 
 
