@@ -102,8 +102,8 @@ def install(host: Host, plan: Plan, applied: Applied, kernel: str | None) -> Non
         )
         applied.handles.append(host.base.register_forward_pre_hook(context.before, with_kwargs=True))
         applied.handles.append(host.base.register_forward_hook(context.after, with_kwargs=True))
-        for layer, parent in zip(host.layers, host.attentions, strict=True):
-            applied.handles += handoff.install(layer, parent)
+        for block, parent in zip(host.layers, host.attentions, strict=True):
+            applied.handles += handoff.install(block, parent)
 
 
 def _install_rotation(host: Host, plan: Plan, applied: Applied) -> tuple[bool, bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ def probe(host: Host, length: int) -> Tensor:
         host.table is not None
     )
     device = base.get_input_embeddings().weight.device
-    inputs = {
+    inputs: dict[str, Any] = {
         "input_ids": ids.to(device),
         "attention_mask": torch.ones_like(ids).to(device),  # a mask, or far positions would count as packed sequences
         "position_ids": positions.to(device),
