@@ -2,72 +2,32 @@
 
 from __future__ import annotations
 
-import copy
-import gc
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
 import transformers as hf
-from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
 )
 
-from pe_retrofit import AlibiConfig, DynamicConfig, T5Config, UnsupportedError, patch_model, unpatch_model
+from pe_retrofit import UnsupportedError, patch_model
 from pe_retrofit.attention import NAME
-
-OURS = {
-    "alibi": ("alibi", {}),
-    "t5": ("t5", {}),
-    "native+t5": (["native", "t5"], {}),
-    "dynamic": ("dynamic", {"factor": 2.0}),
-    "longrope": ("longrope", {"factor": 2.0}),
-    "nope, warm": ("nope", {"temperature": 0.3, "factor": 2.0}),
-}
-"""Encodings that run through our attention function."""
-
-FREE = {
-    "nope": ("nope", {}),
-    "yarn": ("yarn", {"factor": 2.0}),
-    "linear": ("linear", {"factor": 2.0}),
-    "partial_rope": ("partial_rope", {"p": 0.5}),
-}
-"""Encodings that run on any."""
-
-
-def patched(spec: Any, build: Any = tiny.llama, *, layers: Any = None, **options: Any) -> Any:
-    """A patched tiny model with filled tables."""
-    model = build()
-    patch_model(model, copy.deepcopy(spec), layers=layers, **options)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".position_encoding." in f".{name}":
-                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    return model
-
 
 # --- an attention argument or implementation that drops the encoding -------------------------------------------------
 
 
 @pytest.mark.parametrize("layers", [None, [0]], ids=["all layers", "one layer"])
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", tiny.OURS)
 def test_a_foreign_position_bias_is_refused(name: str, layers: Any) -> None:
     """transformers hands ``position_bias=`` down; implementations that do not know it drop it."""
-    spec, options = OURS[name]
-    model = patched(spec, layers=layers, **options)
+    spec, options = tiny.OURS[name]
+    model = tiny.patched(spec, layers=layers, **options)
     tokens = tiny.ids(1, 6)
     with pytest.raises(UnsupportedError, match="got 'position_bias', which it would have to ignore"):
         model(tokens, position_bias=torch.zeros(1, 4, 6, 6))
@@ -76,16 +36,16 @@ def test_a_foreign_position_bias_is_refused(name: str, layers: Any) -> None:
 
 @pytest.mark.parametrize("build", [tiny.neox, tiny.bert])
 def test_a_foreign_position_bias_is_refused_by_every_family(build: Any) -> None:
-    model = patched("alibi", build)
+    model = tiny.patched("alibi", build)
     with pytest.raises(UnsupportedError, match="got 'position_bias'"):
         model(tiny.ids(1, 6), position_bias=torch.zeros(1, 4, 6, 6))
 
 
 @pytest.mark.parametrize("other", ["sdpa", "eager", "flex_attention"])
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", tiny.OURS)
 def test_another_attention_implementation_is_refused(name: str, other: str) -> None:
-    spec, options = OURS[name]
-    model = patched(spec, **options)
+    spec, options = tiny.OURS[name]
+    model = tiny.patched(spec, **options)
     tokens = tiny.ids(1, 6)
     right = model(tokens).logits
     model.set_attn_implementation(other)
@@ -99,7 +59,7 @@ def test_another_attention_implementation_is_refused(name: str, other: str) -> N
 
 @pytest.mark.parametrize("build", [tiny.neox, tiny.bert])
 def test_another_attention_implementation_is_refused_by_every_family(build: Any) -> None:
-    model = patched("t5", build)
+    model = tiny.patched("t5", build)
     model.set_attn_implementation("sdpa")
     with pytest.raises(UnsupportedError, match="which would drop the encoding"):
         model(tiny.ids(1, 6))
@@ -114,21 +74,21 @@ def test_a_serving_engine_that_swaps_the_attention_is_refused() -> None:
         return output.transpose(1, 2), None
 
     AttentionInterface.register("engine", ignorant)
-    model = patched("alibi")
+    model = tiny.patched("alibi")
     model.config._attn_implementation = "engine"
     with pytest.raises(UnsupportedError, match="now set to 'engine', which would drop the encoding"):
         model(tiny.ids(1, 6))
-    free = patched("nope")
+    free = tiny.patched("nope")
     expected = free(tiny.ids(1, 6)).logits
     free.config._attn_implementation = "engine"
     torch.testing.assert_close(free(tiny.ids(1, 6)).logits, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", FREE)
+@pytest.mark.parametrize("name", tiny.FREE)
 @pytest.mark.parametrize("other", ["eager", "sdpa"])
 def test_rotations_work_on_any_attention(name: str, other: str) -> None:
-    spec, options = FREE[name]
-    model = patched(spec, **options)
+    spec, options = tiny.FREE[name]
+    model = tiny.patched(spec, **options)
     tokens = tiny.ids(2, 3 * tiny.LENGTH)
     expected = model(tokens).logits
     model.set_attn_implementation(other)
@@ -150,8 +110,8 @@ def test_the_mask_function_is_registered() -> None:
 def test_padded_batches(name: str, build: Any, side: str) -> None:
     if name == "dynamic" and build is tiny.bert:
         name = "alibi"
-    spec, options = OURS[name]
-    model = patched(spec, build, **options)
+    spec, options = tiny.OURS[name]
+    model = tiny.patched(spec, build, **options)
     lengths = [11, 20, 4]
     tokens, mask = torch.zeros(3, 20, dtype=torch.long), torch.zeros(3, 20, dtype=torch.long)
     for row, n in enumerate(lengths):
@@ -169,8 +129,8 @@ def test_padded_batches(name: str, build: Any, side: str) -> None:
 @pytest.mark.parametrize("name", ["alibi", "t5", "dynamic"])
 def test_a_layer_on_its_own_is_refused(name: str) -> None:
     """Code that calls layers itself (pipelines, pruning, quantisation) would lose the positions."""
-    spec, options = OURS[name]
-    model = patched(spec, **options)
+    spec, options = tiny.OURS[name]
+    model = tiny.patched(spec, **options)
     hidden = torch.randn(1, 5, 32)
     angles = model.model.rotary_emb(hidden, torch.arange(5)[None])
     for module in (model.model.layers[0], model.model.layers[0].self_attn):
@@ -192,151 +152,6 @@ def test_dynamic_agrees_with_its_cache() -> None:
             assert torch.allclose(torch.cat(steps, 1), whole, atol=1e-3) == agrees
 
 
-# --- saving and loading ----------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def poisoned_memory() -> Iterator[None]:
-    """``torch.empty`` hands out NaN: whatever is read before it was written shows."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    try:
-        assert torch.empty(3).isnan().all()
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
-
-
-STORED = {**OURS, **FREE, "learned": ("learned", {"max_positions": 64}), "sinusoidal": ("sinusoidal", {})}
-STORED["alibi, learnable"] = ("alibi", {"learnable": True})
-STORED["all at once"] = ([DynamicConfig(2.0), T5Config(8, 30), AlibiConfig(learnable=True)], {})
-
-
-@pytest.mark.parametrize("name", STORED)
-def test_nothing_comes_back_uninitialised(name: str, tmp_path: Path) -> None:
-    """from_pretrained builds models on the meta device; constants in buffers come back as garbage."""
-    spec, options = STORED[name]
-    model = patched(spec, **options)
-    tokens = tiny.ids(1, 2 * tiny.LENGTH)
-    expected = model(tokens).logits
-    model.save_pretrained(tmp_path)
-    loaded = []
-    for _ in range(3):
-        with poisoned_memory():
-            loaded.append(AutoModelForCausalLM.from_pretrained(tmp_path).eval())
-        gc.collect()
-    for again in loaded:
-        for key, tensor in [*again.named_parameters(), *again.named_buffers()]:
-            assert torch.isfinite(tensor).all(), key
-        if name != "dynamic" and name != "longrope":  # plain on disk: transformers' own rule from there on
-            torch.testing.assert_close(again(tokens).logits, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", STORED)
-def test_no_constant_lives_in_a_buffer(name: str) -> None:
-    spec, options = STORED[name]
-    model = patched(spec, **options)
-    assert {n for n, _ in model.named_buffers()} == {n for n, _ in tiny.llama().named_buffers()}
-
-
-@pytest.mark.parametrize("name", ["alibi", "t5", "native+t5"])
-@pytest.mark.parametrize("build", [tiny.llama, tiny.bert])
-def test_the_attention_implementation_survives_saving(name: str, build: Any, tmp_path: Path) -> None:
-    """``_attn_implementation`` is not in config.json; the encoding says what it needs."""
-    spec, options = OURS[name]
-    model = patched(spec, build, **options)
-    model.save_pretrained(tmp_path)
-    assert "attn_implementation" not in (tmp_path / "config.json").read_text()
-    auto = AutoModelForMaskedLM if build is tiny.bert else AutoModelForCausalLM
-    again = auto.from_pretrained(tmp_path).eval()
-    assert again.config._attn_implementation == NAME
-    tokens = tiny.ids(1, 20)
-    assert torch.equal(again(tokens).logits, model(tokens).logits)
-    with pytest.raises(UnsupportedError, match="attn_implementation='flex_attention' cannot carry"):
-        auto.from_pretrained(tmp_path, attn_implementation="flex_attention")
-    assert unpatch_model(model).config._attn_implementation != NAME
-
-
-@pytest.mark.parametrize("damage", ["missing", "shape"])
-@pytest.mark.parametrize("spec", ["t5", ["native", "t5"], "learned"], ids=str)
-def test_learned_tensors_that_are_not_in_the_file(spec: Any, damage: str, tmp_path: Path) -> None:
-    """transformers would go on with fresh weights, and say so in a warning at most."""
-    model = patched(spec, **({"max_positions": 64} if spec == "learned" else {}))
-    model.save_pretrained(tmp_path)
-    file = tmp_path / "model.safetensors"
-    tensors = load_file(file)
-    learned = [key for key in tensors if ".position_encoding." in key]
-    assert learned
-    if damage == "missing":
-        del tensors[learned[0]]
-    else:
-        tensors[learned[0]] = tensors[learned[0]][:-1].contiguous()
-    save_file(tensors, file, metadata={"format": "pt"})
-    kwargs = {"ignore_mismatched_sizes": True} if damage == "shape" else {}
-    with pytest.raises(UnsupportedError, match="lacks learned tensors of its position encoding"):
-        AutoModelForCausalLM.from_pretrained(tmp_path, **kwargs)
-
-
-def mixtral() -> Any:
-    """A tiny mixture of experts: its files hold one tensor per expert, the model one for all."""
-    torch.manual_seed(0)
-    config = hf.MixtralConfig(
-        vocab_size=tiny.VOCAB,
-        hidden_size=32,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=2,
-        num_experts_per_tok=1,
-        max_position_embeddings=tiny.LENGTH,
-        initializer_range=0.3,
-    )
-    return hf.MixtralForCausalLM(config).eval()
-
-
-@pytest.mark.parametrize("build", [tiny.neox, mixtral])
-@pytest.mark.parametrize("name", ["alibi", "native+t5"])
-def test_tensors_that_transformers_renames(name: str, build: Any, tmp_path: Path) -> None:
-    """It renames, splits and fuses tensors between model and file, but not for classes it takes for custom code."""
-    spec, options = OURS[name]
-    model = patched(spec, build, **options)
-    tokens = tiny.ids(1, 12)
-    expected = model(tokens).logits
-    for turn in ("first", "second"):
-        model.save_pretrained(tmp_path / turn)
-        model, info = AutoModelForCausalLM.from_pretrained(tmp_path / turn, output_loading_info=True)
-        assert not info["missing_keys"]
-        assert not info["unexpected_keys"]
-        assert torch.equal(model.eval()(tokens).logits, expected)
-    first, second = (set(load_file(tmp_path / turn / "model.safetensors")) for turn in ("first", "second"))
-    assert first == second
-
-
-def test_loading_without_the_package_is_loud(tmp_path: Path) -> None:
-    """A checkpoint that says ``llama`` would load as a plain Llama; ours has a type of its own."""
-    model = patched("alibi")
-    model.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "pe_retrofit"
-    assert AutoConfig.from_pretrained(tmp_path).model_type == "llama"
-    code = (
-        "import sys\n"
-        "from transformers import AutoConfig, AutoModelForCausalLM\n"
-        "for auto in (AutoConfig, AutoModelForCausalLM):\n"
-        "    try:\n"
-        "        auto.from_pretrained(sys.argv[1])\n"
-        "    except ValueError as error:\n"
-        "        assert 'pe_retrofit' in str(error), error\n"
-        "    else:\n"
-        "        sys.exit('loaded without the package')\n"
-        "assert 'pe_retrofit' not in sys.modules\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
 # --- parallelism -----------------------------------------------------------------------------------------------------
 
 
@@ -355,12 +170,12 @@ def context_parallel_of_one() -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", tiny.OURS)
 def test_context_parallelism_is_refused(name: str) -> None:
     """It swaps PyTorch's attention for one that sees a part of the keys, and accelerate drops the mask as well."""
     big_modeling = pytest.importorskip("accelerate.big_modeling")
-    spec, options = OURS[name]
-    model = patched(spec, **options)
+    spec, options = tiny.OURS[name]
+    model = tiny.patched(spec, **options)
     tokens = tiny.ids(1, 8)
     expected, original = model(tokens).logits, functional.scaled_dot_product_attention
     big_modeling._attach_context_parallel_hooks(model)
@@ -371,10 +186,10 @@ def test_context_parallelism_is_refused(name: str) -> None:
     torch.testing.assert_close(model(tokens).logits, expected)
 
 
-@pytest.mark.parametrize("name", FREE)
+@pytest.mark.parametrize("name", tiny.FREE)
 def test_rotations_do_not_mind_context_parallelism(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec, options = FREE[name]
-    model = patched(spec, **options)
+    spec, options = tiny.FREE[name]
+    model = tiny.patched(spec, **options)
     original, calls = functional.scaled_dot_product_attention, []
 
     def other(*args: Any, **kwargs: Any) -> Any:
@@ -388,7 +203,7 @@ def test_rotations_do_not_mind_context_parallelism(name: str, monkeypatch: pytes
 
 def test_a_part_of_the_heads_is_refused() -> None:
     """Tensor parallelism gives each process some heads: their slopes would be those of the first ones."""
-    model = patched("alibi", lambda: tiny.llama(num_key_value_heads=4))
+    model = tiny.patched("alibi", lambda: tiny.llama(num_key_value_heads=4))
     for layer in model.model.layers:
         attention = layer.self_attn
         for name in ("q_proj", "k_proj", "v_proj"):
@@ -406,7 +221,7 @@ def test_a_part_of_the_heads_is_refused() -> None:
 )
 def test_learned_tensors_are_read_when_called(spec: Any, options: dict[str, Any]) -> None:
     """FSDP2 puts other parameter objects into the modules after patching; a tensor kept from before would be dead."""
-    model = patched(spec, **options)
+    model = tiny.patched(spec, **options)
     tokens = tiny.ids(1, 20)
     before = model(tokens).logits
     replaced = []

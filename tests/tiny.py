@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import transformers as hf
 from torch import Tensor
 
-from pe_retrofit import AlibiConfig, BiasEncoding, HostShape, T5Config
+from pe_retrofit import AlibiConfig, BiasEncoding, HostShape, T5Config, patch_model
 from pe_retrofit.attention.call import Call
 from pe_retrofit.encodings.alibi import Alibi
 from pe_retrofit.encodings.t5 import T5
@@ -177,3 +178,33 @@ def make_call(
 def causal_mask(queries: int, past: int = 0) -> Tensor:
     """bool ``[1, 1, queries, past + queries]``."""
     return torch.ones(queries, queries + past, dtype=torch.bool).tril(past)[None, None]
+
+
+OURS = {
+    "alibi": ("alibi", {}),
+    "t5": ("t5", {}),
+    "native+t5": (["native", "t5"], {}),
+    "dynamic": ("dynamic", {"factor": 2.0}),
+    "longrope": ("longrope", {"factor": 2.0}),
+    "nope, warm": ("nope", {"temperature": 0.3, "factor": 2.0}),
+}
+"""Encodings that run through our attention function."""
+
+FREE = {
+    "nope": ("nope", {}),
+    "yarn": ("yarn", {"factor": 2.0}),
+    "linear": ("linear", {"factor": 2.0}),
+    "partial_rope": ("partial_rope", {"p": 0.5}),
+}
+"""Encodings that run on any."""
+
+
+def patched(spec: Any, build: Callable[[], Any] = llama, *, layers: Any = None, **options: Any) -> Any:
+    """A patched tiny model with filled tables."""
+    model = build()
+    patch_model(model, copy.deepcopy(spec), layers=layers, **options)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".position_encoding." in f".{name}":
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return model
