@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from . import attention
 from .attention.interface import LogitScale
 from .attention.late import LateRotation
-from .encodings.base import BiasEncoding, InputEncoding, RotationEncoding
+from .encodings.base import BiasEncoding, InputEncoding, Installed, RotationEncoding
 from .encodings.learned import LearnedConfig
 from .encodings.longrope import Longrope
 from .encodings.nope import Nope, NopeConfig
@@ -203,9 +203,11 @@ def _install_input(host: Host, plan: Plan, applied: Applied) -> None:
     if embeddings.device.type != "meta":
         rms = embeddings.detach()[:4096].float().square().mean().sqrt().item()
         module.fit(None, keeps_native=plan.keeps_native, embedding_rms=rms)
-    setattr(host.base, CHILD, nn.ModuleDict({plan.input.name: module}))
+    installed = Installed()
+    installed[plan.input.name] = module
+    setattr(host.base, CHILD, installed.train(host.base.training))
     applied.input_child, applied.native = True, False
-    hook = table.AddToInput(module)
+    hook = table.AddToInput(host.base)
     applied.handles.append(host.layers[0].register_forward_pre_hook(hook, with_kwargs=True))
 
 
@@ -220,7 +222,7 @@ def _replace_rotation(
 def _child(host: Host, applied: Applied, layer: int, name: str, module: nn.Module) -> None:
     parent = host.attentions[layer]
     if not hasattr(parent, CHILD):
-        setattr(parent, CHILD, nn.ModuleDict())
+        setattr(parent, CHILD, Installed().train(parent.training))
     getattr(parent, CHILD)[name] = module.train(parent.training)
     if layer not in applied.children:
         applied.children.append(layer)

@@ -140,9 +140,9 @@ def _learned(base: nn.Module, applied: Applied) -> int:
     total = 0
     for name, parameter in named:
         parts = name.split(".")
-        owner = parts[parts.index("position_encoding") + 1]
+        owners = parts[parts.index("position_encoding") + 1 :]  # peft's wrappers may stand between
         numbers = [part for part in parts[: parts.index("position_encoding")] if part.isdigit()]
-        if owner in names and (not numbers or numbers[0] in layers):
+        if names & set(owners) and (not numbers or numbers[0] in layers):
             total += parameter.numel()
     return total
 

@@ -1,6 +1,6 @@
 """The one function registered with transformers' ``AttentionInterface``, and its mask.
 
-An attention module that carries ``position_encoding`` (a ``ModuleDict`` of what to apply) goes to our kernels; one that
+An attention module that carries ``position_encoding`` (what to apply, by name) goes to our kernels; one that
 does not is computed as transformers' own ``sdpa`` would.
 """
 

@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..attention.interface import attention_forward
 from ..encodings.alibi import Alibi, AlibiConfig
-from ..encodings.base import BiasEncoding, HostShape
+from ..encodings.base import BiasEncoding, HostShape, Installed
 from ..encodings.t5 import T5, T5Config
 from ..patchers.family import find_host
 from ..positions import KEYWORD, resolve
@@ -157,4 +157,5 @@ class _Layer(nn.Module):
 
     def __init__(self, encoding: BiasEncoding) -> None:
         super().__init__()
-        self.position_encoding = nn.ModuleDict({encoding.config.name: encoding})
+        self.position_encoding = Installed()
+        self.position_encoding[encoding.config.name] = encoding

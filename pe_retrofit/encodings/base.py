@@ -239,6 +239,24 @@ class InputEncoding(Encoding[C], nn.Module):
         """
 
 
+class Installed(nn.Module):
+    """What is installed at one place, by name; it stands at ``<module>.position_encoding``.
+
+    Not an ``nn.ModuleDict``, which peft's ``modules_to_save`` refuses. Always reached through its parent at call time,
+    so that a wrapper around it (peft's) or sharding of it takes effect.
+    """
+
+    def __setitem__(self, name: str, module: nn.Module) -> None:
+        self.add_module(name, module)
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return getattr(self, name)
+
+    def values(self) -> list[Any]:
+        """The modules, in the order they were installed."""
+        return list(self.children())
+
+
 def default_inv_freq(theta: float, dim: int) -> Tensor:
     """RoPE's frequencies ``theta^(-2m/d)``: float32 ``[dim / 2]``, computed on the CPU as transformers does."""
     return 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.int64, device="cpu").float() / dim))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from ..encodings.base import InputEncoding
+from ..encodings.base import InputEncoding, Installed
 from ..encodings.learned import LearnedConfig, extend_table
 from ..positions import KEYWORD
 from .family import Host, follow
@@ -31,7 +33,8 @@ class ReplacedTable(nn.Embedding):
         self.offset = offset
         self.keeps_rows = keeps_rows
         if encoding is not None:
-            self.position_encoding = nn.ModuleDict({encoding.config.name: encoding})
+            self.position_encoding = Installed()
+            self.position_encoding[encoding.config.name] = encoding
 
     def forward(self, position_ids: Tensor) -> Tensor:
         """``[..., hidden_size]`` for int64 ``[...]``."""
@@ -39,8 +42,8 @@ class ReplacedTable(nn.Embedding):
             vectors = super().forward(position_ids)
         else:
             vectors = self.weight.new_zeros(*position_ids.shape, self.embedding_dim)
-        for encoding in getattr(self, "position_encoding", {}).values():
-            vectors = vectors + encoding((position_ids - self.offset).clamp_min(0))
+        for part in getattr(self, "position_encoding", {}).values():
+            vectors = vectors + part((position_ids - self.offset).clamp_min(0))
         return vectors
 
 
@@ -82,14 +85,14 @@ def restore_buffers(host: Host, old: dict[str, Tensor]) -> None:
 
 
 class AddToInput:
-    """Forward pre-hook of the first layer of a decoder: adds an input encoding to the hidden states."""
+    """Forward pre-hook of the first layer of a decoder: adds the base model's input encodings to the hidden states."""
 
-    def __init__(self, encoding: InputEncoding) -> None:
-        self.encoding = encoding
+    def __init__(self, base: Any) -> None:
+        self.base = base
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        added = self.encoding(kwargs[KEYWORD].query.to(next(self.encoding.parameters()).device))
-        if args:
-            return (args[0] + added.to(args[0].dtype), *args[1:]), kwargs
-        kwargs["hidden_states"] = kwargs["hidden_states"] + added.to(kwargs["hidden_states"].dtype)
-        return args, kwargs
+        hidden = args[0] if args else kwargs["hidden_states"]
+        position_ids = kwargs[KEYWORD].query.to(hidden.device)
+        for encoding in self.base.position_encoding.values():
+            hidden = hidden + encoding(position_ids).to(hidden.dtype)
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
