@@ -17,9 +17,16 @@ DIGITS = 3
 """Base-256 digits of a position: enough for 2^24 tokens."""
 
 
+BLOCK = 2048
+"""Query rows at a time in float32, so that the positions that matter to a row are small numbers: the error would grow
+with the distance to the last key otherwise."""
+
+
 def separable_attention(call: Call) -> Tensor:
     """Output ``[b, h, q, d]`` of a causal call whose biases all have slopes; no soft-cap and no sinks."""
     b, h, q, d = call.query.shape
+    if q > BLOCK and call.query.dtype == torch.float32 and call.limit is not None:
+        return torch.cat([separable_attention(call.rows(i, min(i + BLOCK, q))) for i in range(0, q, BLOCK)], dim=2)
     g, k = call.key.shape[1], call.key.shape[2]
     dtype = call.query.dtype
     found = [encoding.slopes() for encoding in call.biases]
