@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from .call import Call
+from .fused import shared_heads
 
 DIGITS = 3
 """Base-256 digits of a position: enough for 2^24 tokens."""
@@ -56,6 +57,7 @@ def separable_attention(call: Call) -> Tensor:
     mask = call.mask if call.mask is not None else (None if square else call.allowed())
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(dtype)
+    key, value, shared = shared_heads(query, key, value)
     output = scaled_dot_product_attention(
         query,
         key,
@@ -64,6 +66,6 @@ def separable_attention(call: Call) -> Tensor:
         is_causal=square and q > 1,
         dropout_p=call.dropout,
         scale=call.scaling,
-        enable_gqa=call.groups > 1,
+        enable_gqa=shared,
     )
     return output[..., : call.value.shape[-1]]

@@ -59,7 +59,7 @@ class PositionContext:
                 "process would attend to its own part of the text only. Train without context parallelism "
                 "(cp_size=1), or use an encoding that only changes the rotation, such as 'yarn', 'ntk' or 'linear'."
             )
-        kwargs = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        kwargs = {**dict(zip(self.names[: len(args)], args, strict=True)), **kwargs}
         tokens = kwargs.get("input_ids")
         tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
         if tokens is None:
