@@ -79,4 +79,4 @@ class Settings:
 
 
 FULL = Settings()
-QUICK = Settings(lengths=(1280, 2048), windows=2, new_tokens=16)
+QUICK = Settings(lengths=(1024, 2048), tail=512, windows=2, new_tokens=16)
