@@ -17,7 +17,7 @@ FUSES_SHARED_HEADS = tuple(int(part) for part in torch.__version__.split(".")[:2
 
 
 def shared_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """Keys and values as the fused kernel takes them, and its ``enable_gqa``: repeated only where old torch needs it."""
+    """Keys and values for the fused kernel, and its ``enable_gqa``; they are repeated only where old torch needs it."""
     groups = query.shape[1] // key.shape[1]
     if groups > 1 and query.device.type == "cpu" and not FUSES_SHARED_HEADS:
         return key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), False
