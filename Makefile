@@ -15,7 +15,8 @@ OLDEST_TRANSFORMERS := 5.5.0
 # The oldest torch is 2.6.0; on Linux PyPI's is several gigabytes, so it is asked for: make versions OLDEST_TORCH=2.6.0
 OLDEST_TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 VERSIONS ?= $(OLDEST_TRANSFORMERS) constraints
-VERSION_TESTS ?= tests/test_matrix_patching.py tests/test_oracles.py tests/test_oracles_attention.py tests/test_kernels.py
+VERSION_TESTS ?= tests/test_oracles*.py tests/test_kernels*.py tests/test_positions*.py tests/test_memory.py \
+	tests/test_config.py tests/test_registry.py tests/test_demo.py tests/test_matrix_patching.py
 
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
