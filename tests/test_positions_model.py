@@ -129,8 +129,13 @@ def test_compiled_in_one_graph(spec: str) -> None:
     """Without a graph break, padded rows included (what padding tokens themselves get is anyone's business)."""
     torch._dynamo.reset()
     model = tiny.llama()
-    patch_model(model, spec)
     tokens, mask = left_padded([12, 9])
+    try:
+        torch.compile(model, fullgraph=True, backend="eager")(tokens, attention_mask=mask, use_cache=False)
+    except torch._dynamo.exc.Unsupported:
+        pytest.skip("this torch cannot compile transformers' own Llama in one graph either")
+    torch._dynamo.reset()
+    patch_model(model, spec)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     found = compiled(tokens, attention_mask=mask, use_cache=False).logits
     close(found[mask.bool()], model(tokens, attention_mask=mask).logits[mask.bool()])
