@@ -16,7 +16,8 @@ OLDEST_TRANSFORMERS := 5.5.0
 OLDEST_TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 VERSIONS ?= $(OLDEST_TRANSFORMERS) constraints
 VERSION_TESTS ?= tests/test_oracles*.py tests/test_kernels*.py tests/test_positions*.py tests/test_memory.py \
-	tests/test_config.py tests/test_registry.py tests/test_demo.py tests/test_matrix_patching.py
+	tests/test_config.py tests/test_registry.py tests/test_demo.py \
+	tests/test_matrix_patching.py::test_patch_changes_what_it_says_and_is_taken_back_exactly
 
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
