@@ -12,8 +12,6 @@ WORKERS ?= 2
 
 # The oldest versions that the suite passes on; pyproject.toml says the same. "constraints" stands for constraints.txt.
 OLDEST_TRANSFORMERS := 5.5.0
-# The oldest torch is 2.6.0; on Linux PyPI's is several gigabytes, so it is asked for: make versions OLDEST_TORCH=2.6.0
-OLDEST_TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 VERSIONS ?= $(OLDEST_TRANSFORMERS) constraints
 VERSION_TESTS ?= tests/test_oracles*.py tests/test_kernels*.py tests/test_positions*.py tests/test_memory.py \
 	tests/test_config.py tests/test_registry.py tests/test_demo.py \
@@ -70,7 +68,7 @@ versions: ## run the core tests with the oldest supported and with the pinned tr
 		if [ $$version = constraints ]; then \
 			$$install -c constraints.txt torch; $$install -c constraints.txt -e '.[dev]'; \
 		else \
-			printf 'torch==%s\ntransformers==%s\n' $(OLDEST_TORCH) $$version > $$env/pins.txt; \
+			grep '^torch==' constraints.txt > $$env/pins.txt; echo "transformers==$$version" >> $$env/pins.txt; \
 			$$install -c $$env/pins.txt torch; $$install -c $$env/pins.txt -e '.[dev]'; \
 		fi; \
 		$$env/bin/python -c 'import torch, transformers; print("transformers", transformers.__version__, "torch", torch.__version__)'; \

@@ -9,12 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-from torch.nn.functional import pad
 
 from .call import Call
-
-POWERS_OF_TWO_ONLY = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 7)
-"""Whether this torch's flex attention refuses other head sizes; they are then padded with zeros."""
 
 
 @cache
@@ -63,21 +59,17 @@ def flex_attention_kernel(call: Call) -> Tensor:
         rows = call.query.shape[0] if allowed.shape[0] > 1 else None
         block_mask = create_block_mask(mask_mod, rows, None, q, k, device=str(device))
     run: Any = _compiled() if device.type == "cuda" else flex_attention
-    size = call.query.shape[-1]
-    extra = (1 << (size - 1).bit_length()) - size if POWERS_OF_TWO_ONLY else 0
-    query, key, value = (pad(t, (0, extra)) if extra else t for t in (call.query, call.key, call.value))
-    output = run(
-        query,
-        key,
-        value,
+    return run(
+        call.query,
+        call.key,
+        call.value,
         score_mod=score_mod,
         block_mask=block_mask,
         scale=call.scaling,
         enable_gqa=call.groups > 1,
     )
-    return output[..., :size] if extra else output
 
 
 def _at(mask: Tensor, b: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """Element of a mask ``[b or 1, 1, q, k]``; indexed by tensors only, which is all that old torch can trace."""
+    """Element of a mask ``[b or 1, 1, q, k]``; indexed by tensors only, which every torch can trace."""
     return mask[:, 0][b, i, j] if mask.shape[0] > 1 else mask[0, 0][i, j]

@@ -12,18 +12,6 @@ BLOCK = 768
 """Query rows at a time where the causal edge does not start at the first key and must be written as a mask."""
 
 
-FUSES_SHARED_HEADS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
-"""Whether the CPU kernel lets query heads share key heads; torch 2.6 then computes all scores, 2.13 does not."""
-
-
-def shared_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """Keys and values for the fused kernel, and its ``enable_gqa``; they are repeated only where old torch needs it."""
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1 and query.device.type == "cpu" and not FUSES_SHARED_HEADS:
-        return key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), False
-    return key, value, groups > 1
-
-
 def single_query(call: Call, mask: Tensor | None) -> Tensor:
     """Decoding: the query heads that share a key head become rows of one matrix.
 
@@ -57,14 +45,13 @@ def fused_attention(call: Call) -> Tensor:
     if call.mask is None and call.limit is not None and not square and q > BLOCK:
         parts = [fused_attention(call.rows(start, min(start + BLOCK, q))) for start in range(0, q, BLOCK)]
         return torch.cat(parts, dim=2)
-    key, value, shared = shared_heads(call.query, call.key, call.value)
     return scaled_dot_product_attention(
         call.query,
-        key,
-        value,
+        call.key,
+        call.value,
         attn_mask=call.mask if call.mask is not None else (None if square else call.allowed()),
         is_causal=square and q > 1,
         dropout_p=call.dropout,
         scale=call.scaling,
-        enable_gqa=shared,
+        enable_gqa=call.groups > 1,
     )

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from .call import Call
-from .fused import shared_heads
 
 DIGITS = 3
 """Base-256 digits of a position: enough for 2^24 tokens."""
@@ -57,7 +56,6 @@ def separable_attention(call: Call) -> Tensor:
     mask = call.mask if call.mask is not None else (None if square else call.allowed())
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(dtype)
-    key, value, shared = shared_heads(query, key, value)
     output = scaled_dot_product_attention(
         query,
         key,
@@ -66,6 +64,6 @@ def separable_attention(call: Call) -> Tensor:
         is_causal=square and q > 1,
         dropout_p=call.dropout,
         scale=call.scaling,
-        enable_gqa=shared,
+        enable_gqa=call.groups > 1,
     )
     return output[..., : call.value.shape[-1]]
