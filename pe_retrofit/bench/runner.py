@@ -16,7 +16,7 @@ from torch import nn
 
 from .measure import measure
 from .tasks import attention_calls, prefill_and_decode, training_step
-from .variants import PEERS, STOCK
+from .variants import EAGER, PEERS, STOCK
 
 SCHEMA_VERSION = 1
 
@@ -153,7 +153,7 @@ def _attention(
     parameter = next(model.parameters())
     for turn in range(options.rounds):
         for name, call in attention_calls(model, length, parameter.dtype).items():
-            if name == "eager bias" and turn:
+            if name == EAGER and turn:
                 continue  # minutes long, and a ratio of one round says enough
             progress(f"attention alone, {length} tokens, {name}, round {turn + 1} of {options.rounds}")
             with torch.no_grad():

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ..attention.interface import attention_forward
 from ..encodings.alibi import Alibi, AlibiConfig
@@ -18,7 +19,7 @@ from ..encodings.t5 import T5, T5Config
 from ..patchers.family import find_host
 from ..positions import KEYWORD, resolve
 from .measure import Measured, measure
-from .variants import dense_alibi, variant
+from .variants import DENSE, EAGER, dense_alibi, variant
 
 
 def tokens(model: nn.Module, length: int) -> Tensor:
@@ -100,7 +101,7 @@ class AttentionCall:
 
 
 def attention_calls(model: nn.Module, length: int, dtype: torch.dtype) -> dict[str, AttentionCall]:
-    """Attention alone, with the model's head shape: causal SDPA, our ALiBi and T5, and the two dense ways."""
+    """Attention alone, with the model's head shape: causal SDPA, our ALiBi and T5, and transformers' two dense ways."""
     host = find_host(model)
     heads, dim = host.shape().num_heads, host.shape().head_dim
     groups = getattr(host.config, "num_key_value_heads", None) or heads
@@ -122,13 +123,15 @@ def attention_calls(model: nn.Module, length: int, dtype: torch.dtype) -> dict[s
 
         return AttentionCall(run)
 
-    def dense() -> Tensor:
+    def masked() -> Tensor:
         bias = dense_alibi(model, length).to(dtype)
         future = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
         return bias.masked_fill_(future, torch.finfo(dtype).min)
 
-    def dense_sdpa(bias: Tensor) -> Tensor:
-        return scaled_dot_product_attention(query, key, value, attn_mask=bias, enable_gqa=True)
+    def position_bias(bias: Tensor) -> Tensor:
+        layer = _Layer()
+        layer.num_key_value_groups = heads // groups
+        return sdpa_attention_forward(layer, query, key, value, None, scaling=dim**-0.5, position_bias=bias)[0]
 
     def eager(bias: Tensor) -> Tensor:
         repeat = heads // groups
@@ -144,18 +147,20 @@ def attention_calls(model: nn.Module, length: int, dtype: torch.dtype) -> dict[s
         ),
         "alibi": ours(Alibi(AlibiConfig(), shape)),
         "t5": ours(t5),
-        "dense mask (sdpa)": AttentionCall(dense_sdpa, dense),
-        "eager bias": AttentionCall(eager, dense),
+        DENSE: AttentionCall(position_bias, lambda: dense_alibi(model, length).to(dtype)),
+        EAGER: AttentionCall(eager, masked),
     }
 
 
 class _Layer(nn.Module):
-    """Stands for an attention module that carries one encoding."""
+    """Stands for an attention module, with one encoding or none."""
 
     is_causal = True
     layer_idx = 0
+    num_key_value_groups = 1
 
-    def __init__(self, encoding: BiasEncoding) -> None:
+    def __init__(self, encoding: BiasEncoding | None = None) -> None:
         super().__init__()
         self.position_encoding = Installed()
-        self.position_encoding[encoding.config.name] = encoding
+        if encoding is not None:
+            self.position_encoding[encoding.config.name] = encoding
