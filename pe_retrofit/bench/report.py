@@ -57,7 +57,7 @@ def save(results: dict[str, Any], out: Path) -> list[Path]:
                 "time over stock",
                 f"{title}: {results['model']}, {results['dtype']}",
                 picture,
-                log_y=max(row["time_ratio"] for row in rows) > 4,
+                log_y=max(row["time_ratio"] for row in rows) > 20,
                 hlines={"stock": 1.0},
             )
             paths.append(picture)
