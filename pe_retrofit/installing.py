@@ -158,7 +158,7 @@ def _install_late(
         own = type(encoding)(plan.rotation, shape_for(host, plan, layer))
         _child(host, applied, layer, plan.rotation.name, LateRotation(own, ropes[layer], scaling))
     _replace_rotation(host, applied, turning)
-    if plan.all_layers:
+    if plan.all_layers and rotation.expressible(host, encoding):
         _edit_config(host, applied, rotation.edited_config(host, encoding))
     else:
         applied.native = False
@@ -268,13 +268,13 @@ def undo(host: Host, applied: Applied) -> None:
                 delattr(host.attentions[layer], name)
     if applied.input_child:
         delattr(host.base, CHILD)
-    if applied.rotary_before is not None:
-        setattr(host.base, str(host.family.rotary), applied.rotary_before)
-    if applied.table_before is not None:
-        applied.table_before.weight.requires_grad_(applied.table_trained)
-        table.set_table(host, applied.table_before)
-        table.restore_buffers(host, applied.buffers_before)
     for key, value in applied.config_before.items():
         setattr(host.config, key, value)
+    if applied.rotary_before is not None:
+        rotation.restore_rotary(host, applied.rotary_before)
+    if applied.table_before is not None:
+        table.restore_table(host, applied.table_before)
+        applied.table_before.weight.requires_grad_(applied.table_trained)
+        table.restore_buffers(host, applied.buffers_before)
     if applied.attention_before is not None:
         host.base.set_attn_implementation(applied.attention_before)

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -70,9 +71,16 @@ def native_sets(host: Host, encoding: RotationEncoding) -> list[str | None]:
 
 
 def expressible(host: Host, encoding: RotationEncoding) -> bool:
-    """Whether transformers' own config can say it for this model."""
+    """Whether transformers' own config can say it for this model (that of Phi-3 takes no scaling but LongRoPE)."""
     shape = host.shape()
-    return not (isinstance(encoding, PartialRope) and shape.rotary_dim != shape.head_dim)
+    if isinstance(encoding, PartialRope) and shape.rotary_dim != shape.head_dim:
+        return False
+    kind = getattr(type(host.config), "host_class", type(host.config))
+    try:
+        kind.from_dict({**host.config.to_dict(), **edited_config(host, encoding)})
+    except (ValueError, TypeError, KeyError, StrictDataclassError):
+        return False
+    return True
 
 
 def edited_config(host: Host, encoding: RotationEncoding) -> dict[str, Any]:
@@ -98,6 +106,18 @@ def rebuild_rotary(host: Host) -> nn.Module:
     assert old is not None
     with torch.device("cpu"):
         return type(old)(host.config).to(_device(old, host))
+
+
+def restore_rotary(host: Host, before: nn.Module) -> None:
+    """Put the original rotary module back, where the model is now.
+
+    That of a model loaded as patched never left the meta device; it is made anew from the (restored) config.
+    """
+    if any(buffer.is_meta for buffer in before.buffers()):
+        before = rebuild_rotary(host)
+    current = host.rotary
+    assert current is not None
+    setattr(host.base, str(host.family.rotary), before.to(_device(current, host)))
 
 
 def frequencies(host: Host, encoding: RotationEncoding, layer: int) -> tuple[list[float], float]:

@@ -53,6 +53,17 @@ def set_table(host: Host, table: nn.Module) -> None:
     setattr(follow(host.base, path) if path else host.base, name, table)
 
 
+def restore_table(host: Host, before: nn.Embedding) -> None:
+    """Put the original position table back, where and as the model is now (it may have been loaded, moved or cast)."""
+    current = host.table
+    assert current is not None
+    if isinstance(current, ReplacedTable):
+        before.weight = current.weight
+    else:
+        before.to(device=current.weight.device, dtype=current.weight.dtype)
+    set_table(host, before.train(current.training))
+
+
 def extended(host: Host, config: LearnedConfig) -> nn.Embedding:
     """A longer copy of the position table."""
     old = host.table
@@ -81,6 +92,7 @@ def restore_buffers(host: Host, old: dict[str, Tensor]) -> None:
     """Undo :func:`resize_buffers`."""
     parent = follow(host.base, str(host.family.table).rpartition(".")[0])
     for name, buffer in old.items():
+        buffer = buffer.to(getattr(parent, name).device)
         parent.register_buffer(name, buffer, persistent=name not in parent._non_persistent_buffers_set)
 
 
