@@ -159,7 +159,7 @@ def test_layers(layers: Any, expected: list[int]) -> None:
         (slice("a", None), ConfigError, "is no slice of 4 layers: slice indices must be integers"),
         (slice(0, 4, 0), ConfigError, "is no slice of 4 layers: slice step cannot be zero"),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__ if type(value) is object else str(value),
 )
 def test_wrong_layers(layers: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
