@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from . import attention
@@ -257,6 +258,19 @@ def use_kernel(host: Host, applied: Applied, kernel: str) -> None:
     """Let the layers of a patch run on a kernel, or on the fastest that fits with ``auto``."""
     for layer in applied.children:
         setattr(host.attentions[layer], KERNEL, kernel)
+
+
+def forget_compiled(model: nn.Module) -> None:
+    """Drop compiled code if a part of the model is compiled: it was traced without, or with, the hooks of a patch.
+
+    torch can only drop all there is in the process; what is still needed is compiled again at its next call.
+    """
+    for module in model.modules():
+        own = vars(module)
+        traced = hasattr(own.get("forward"), "_torchdynamo_orig_callable") or own.get("_compiled_call") is not None
+        if traced or own.get("_compiled_call_impl") is not None or "_orig_mod" in module._modules:
+            torch.compiler.reset()
+            return
 
 
 def undo(host: Host, applied: Applied) -> None:

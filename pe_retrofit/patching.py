@@ -12,7 +12,7 @@ from .config import EncodingConfig
 from .encodings.base import RotationEncoding
 from .encodings.learned import LearnedConfig
 from .errors import ConfigError, UnsupportedError
-from .installing import Applied, install, undo, use_kernel
+from .installing import Applied, forget_compiled, install, undo, use_kernel
 from .marking import mark, unmark
 from .patchers.family import Host, find_host
 from .plan import Plan, make_plan, parse_spec, shape_for
@@ -25,6 +25,7 @@ STATE = "_position_encoding_patches"
 """Attribute of the base model that lists its patches."""
 
 
+@torch.inference_mode(False)  # parameters made in inference mode could never be trained
 def patch_model(
     model: M, spec: Any, *, layers: Any = None, kernel: str | None = None, verify: bool = True, **options: Any
 ) -> M:
@@ -75,6 +76,7 @@ def patch_model(
     applied = Applied(plan.entries, plan.names, plan.layers, plan.all_layers)
     try:
         install(host, plan, applied, kernel)
+        forget_compiled(model)
         if verify:
             use_kernel(host, applied, "auto")  # a forced one need not run the scattered positions of the proof
             after = [probe(host, n) for n in lengths]
@@ -93,6 +95,7 @@ def patch_model(
                 probe(host, min(TOKENS, lengths[0]))  # neighbours, so that it refuses here and not at the first call
     except BaseException:
         undo(host, applied)
+        forget_compiled(model)
         raise
     patches = [*getattr(host.base, STATE, []), applied]
     setattr(host.base, STATE, patches)
@@ -114,6 +117,7 @@ def unpatch_model(model: M) -> M:
         undo(host, applied)
     host.base.__dict__.pop(STATE, None)
     unmark(host.config)
+    forget_compiled(model)
     return model
 
 
@@ -170,7 +174,8 @@ def _check_model(model: nn.Module, host: Host, plan: Plan) -> None:
 
 def _parameters_of(host: Host, plan: Plan, config: EncodingConfig) -> list[nn.Parameter]:
     kind = get_encoding(config.name)
-    if not issubclass(kind, nn.Module) or isinstance(config, LearnedConfig):
+    extends = isinstance(config, LearnedConfig) and host.table is not None  # a table that exists only grows
+    if not issubclass(kind, nn.Module) or extends:
         return []
     return list(kind(config, shape_for(host, plan, 0)).parameters())
 

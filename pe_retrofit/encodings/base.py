@@ -162,13 +162,13 @@ class BiasEncoding(Encoding[C], nn.Module):
     def silent(self) -> bool:
         """Whether the bias is exactly zero everywhere, so that the kernels may leave it out.
 
-        Only encodings for which all-zero parameters mean a zero bias say yes; the answer is kept until a parameter
-        changes.
+        Only encodings for which all-zero parameters mean a zero bias say yes. A no is kept until a parameter changes; a
+        yes is looked up each time, for what is written through ``parameter.data`` leaves no trace.
         """
         if not self.zero_is_silent or torch.compiler.is_compiling():
             return False
-        state = tuple((p.data_ptr(), p._version) for p in self.parameters())
-        if self._silence is None or self._silence[0] != state:
+        state = tuple((p.data_ptr(), -1 if p.is_inference() else p._version) for p in self.parameters())
+        if self._silence is None or self._silence[1] or self._silence[0] != state:
             with torch.no_grad():
                 self._silence = (state, not any(bool(p.any()) for p in self.parameters()))
         return self._silence[1]
