@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for demo.json and demo.png.")] = Path("out/demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="Lengths up to 2k and fewer windows: under a minute.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Lengths up to 2k and fewer windows: about a minute.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON and nothing else.")] = False,
 ) -> None:
     """Run the demo."""
