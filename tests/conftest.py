@@ -11,6 +11,8 @@ import pytest
 import torch
 import transformers
 
+from pe_retrofit import registry
+
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 transformers.logging.set_verbosity_error()
 
@@ -19,3 +21,9 @@ transformers.logging.set_verbosity_error()
 def _seeded() -> None:
     """Each test starts from the same random state, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is gone when it ends."""
+    monkeypatch.setattr(registry, "_ENCODINGS", dict(registry._ENCODINGS))
