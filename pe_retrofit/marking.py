@@ -31,7 +31,7 @@ ORIGINAL = "original"
 HOST = "host"
 """Within the block, on disk only: true values of the guarded fields."""
 
-NEEDED = "import pe_retrofit before loading this model"
+NEEDED = "import pe_retrofit, then load this model with an Auto class"
 """What a loader that ignores ``model_type`` stumbles over."""
 
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation")
