@@ -30,6 +30,7 @@ def gradients(model: torch.nn.Module, passes: int = 1) -> dict[str, torch.Tensor
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 @pytest.mark.parametrize("cell", cells())
 def test_gradients_arrive_with_and_without_checkpointing(cell: Cell) -> None:
     """Two passes before one backward: recomputing the first must not see the positions of the second."""
