@@ -29,7 +29,7 @@ BIASES = cells(lambda c: c.encoding.bias)
 
 
 FLEX = ("llama", "gemma2", "gemma3", "gpt_oss", "gpt_neox", "bert")
-"""Hosts that run FlexAttention, slow where it is not compiled: with groups, windows, soft-capping, sinks, and without."""
+"""Hosts that run FlexAttention, slow uncompiled: with groups, windows, soft-capping, sinks, and without."""
 
 
 @pytest.mark.parametrize(
