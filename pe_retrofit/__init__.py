@@ -9,7 +9,6 @@ from . import encodings as _encodings  # noqa: F401  (registers them)
 from .attention import register as _register_attention
 from .config import EncodingConfig
 from .encodings.alibi import AlibiConfig
-from .encodings.base import BiasEncoding, EncodingInfo, HostShape, InputEncoding, RotationEncoding
 from .encodings.dynamic import DynamicConfig
 from .encodings.learned import LearnedConfig
 from .encodings.linear import LinearConfig
@@ -25,6 +24,7 @@ from .errors import ConfigError, UnknownEncodingError, UnsupportedError
 from .hub import register as _register_hub
 from .patching import patch_model, unpatch_model
 from .registry import get_encoding, list_encodings, register_encoding
+from .sites import BiasEncoding, EncodingInfo, HostShape, InputEncoding, RotationEncoding
 from .status import PatchInfo, Status, status
 
 __version__ = "0.1.0"

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from . import attention
 from .attention.interface import LogitScale
 from .attention.late import LateRotation
-from .encodings.base import BiasEncoding, InputEncoding, Installed, RotationEncoding
 from .encodings.learned import LearnedConfig
 from .encodings.longrope import Longrope
 from .encodings.nope import Nope, NopeConfig
@@ -22,6 +21,7 @@ from .patchers.family import Host
 from .plan import Plan, check_unscaled, shape_for
 from .proof import Proof
 from .registry import get_encoding
+from .sites import BiasEncoding, InputEncoding, Installed, RotationEncoding
 
 CHILD = "position_encoding"
 """Name of the child module that carries what is installed on an attention, or on the base model."""
@@ -76,6 +76,8 @@ def install(host: Host, plan: Plan, applied: Applied, kernel: str | None) -> Non
             kind = get_encoding(config.name)
             assert issubclass(kind, BiasEncoding)
             module = kind(config, shape_for(host, plan, layer))
+            if host.reference_parameter(layer).device.type != "meta":
+                module.start(keeps_native=plan.keeps_native or plan.rotation is not None)
             _child(host, applied, layer, config.name, _like(module, host, layer))
         needs_attention, applied.native = True, False
     if host.family.table is not None:

@@ -9,7 +9,6 @@ from torch import nn
 
 from . import attention
 from .config import EncodingConfig
-from .encodings.base import RotationEncoding
 from .encodings.learned import LearnedConfig
 from .errors import ConfigError, UnsupportedError
 from .installing import Applied, forget_compiled, install, undo, use_kernel
@@ -18,6 +17,7 @@ from .patchers.family import Host, find_host
 from .plan import Plan, make_plan, parse_spec, shape_for
 from .proof import TOKENS, probe, prove
 from .registry import get_encoding
+from .sites import RotationEncoding
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .config import EncodingConfig
-from .encodings.base import BiasEncoding, HostShape, InputEncoding, RotationEncoding
 from .encodings.nope import NopeConfig
 from .errors import ConfigError, UnsupportedError
 from .patchers.family import Host
 from .registry import NATIVE, config_from_dict, get_encoding
+from .sites import BiasEncoding, HostShape, InputEncoding, RotationEncoding
 
 SCALED = ("linear", "dynamic", "yarn", "longrope", "llama3")
 

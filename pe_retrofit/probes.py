@@ -23,12 +23,12 @@ from transformers import (
 )
 
 from .attention.late import LateRotation
-from .encodings.base import BiasEncoding
 from .errors import UnsupportedError
 from .patchers.family import find_host
 from .patching import patch_model
 from .plan import parse_spec
 from .registry import NATIVE
+from .sites import BiasEncoding
 from .views import fill_zero_parameters
 
 FAMILY_NAMES = ("llama", "gpt_neox", "bert")

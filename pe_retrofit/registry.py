@@ -12,7 +12,7 @@ from .config import EncodingConfig
 from .errors import ConfigError, UnknownEncodingError, UnsupportedError
 
 if TYPE_CHECKING:
-    from .encodings.base import Encoding
+    from .sites import Encoding
 
 NATIVE = ("native", "rope")
 """Names that, in a list, keep what the model had. ``rope`` is what a decoder has; on an encoder it is refused."""
@@ -30,7 +30,7 @@ def register_encoding(cls: _T) -> _T:
     """Make an encoding available by name; usable as a class decorator.
 
     Args:
-        cls: subclass of :class:`~pe_retrofit.encodings.base.BiasEncoding`, ``RotationEncoding`` or ``InputEncoding``
+        cls: subclass of :class:`~pe_retrofit.sites.BiasEncoding`, ``RotationEncoding`` or ``InputEncoding``
             with a ``Config`` (an :class:`~pe_retrofit.config.EncodingConfig` subclass whose ``name`` is the name to
             register) and an ``info``.
 

@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 
 from .attention.select import candidates
-from .encodings.base import BiasEncoding
 from .installing import Applied
 from .patchers.family import Host, find_host
 from .patching import STATE
 from .registry import get_encoding
+from .sites import BiasEncoding
 
 
 @dataclass(frozen=True)

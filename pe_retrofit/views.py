@@ -13,9 +13,9 @@ from transformers import LlamaConfig, LlamaModel
 from .attention.interface import LogitScale
 from .attention.late import LateRotation
 from .config import EncodingConfig
-from .encodings.base import BiasEncoding, HostShape, InputEncoding, default_inv_freq
 from .patching import patch_model
 from .registry import get_encoding
+from .sites import BiasEncoding, HostShape, InputEncoding, default_inv_freq
 
 SEED = 0
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pe_retrofit import UnsupportedError, register_encoding
 from pe_retrofit.config import EncodingConfig
-from pe_retrofit.encodings.base import BiasEncoding, EncodingInfo
 from pe_retrofit.probes import Lab
 from pe_retrofit.properties import PROPERTIES, Report, check_encoding
+from pe_retrofit.sites import BiasEncoding, EncodingInfo
 
 
 def measured(name: str, spec: Any, family: str = "llama", **options: Any) -> tuple[bool | None, str, float | None]:

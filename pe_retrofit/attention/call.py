@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..encodings.base import BiasEncoding
 from ..positions import Positions
+from ..sites import BiasEncoding
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from ..encodings.base import BiasEncoding
 from ..errors import UnsupportedError
 from ..positions import KEYWORD, Positions
+from ..sites import BiasEncoding
 from .call import Call
 from .late import LateRotation
 from .reference import eager_attention

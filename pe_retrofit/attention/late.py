@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..encodings.base import RotationEncoding
+from ..sites import RotationEncoding
 from .call import Call
 from .select import run
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from ..encodings.base import BiasEncoding
 from ..errors import UnsupportedError
+from ..sites import BiasEncoding
 from .blockwise import blockwise_attention
 from .call import Call
 from .flex import flex_attention_kernel

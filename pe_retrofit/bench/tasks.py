@@ -14,10 +14,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ..attention.interface import attention_forward
 from ..encodings.alibi import Alibi, AlibiConfig
-from ..encodings.base import BiasEncoding, HostShape, Installed
 from ..encodings.t5 import T5, T5Config
 from ..patchers.family import find_host
 from ..positions import KEYWORD, resolve
+from ..sites import BiasEncoding, HostShape, Installed
 from .measure import Measured, measure
 from .variants import DENSE, EAGER, dense_alibi, variant
 

@@ -61,8 +61,8 @@ def encodings() -> list[dict[str, Any]]:
 
 def on_disk(kind: Any) -> str:
     """``plain`` where transformers alone reads a patched model, ``plain (encoders)``, or ``pe_retrofit``."""
-    from ..encodings.base import RotationEncoding
     from ..encodings.learned import Learned
+    from ..sites import RotationEncoding
 
     if issubclass(kind, RotationEncoding) and kind.rope_parameters is not RotationEncoding.rope_parameters:
         return "plain"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import EncodingConfig, number
 from ..registry import register_encoding
-from .base import EncodingInfo, HostShape, RotationEncoding, default_inv_freq
+from ..sites import EncodingInfo, HostShape, RotationEncoding, default_inv_freq
 
 
 @dataclass(frozen=True)

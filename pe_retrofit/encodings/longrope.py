@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config import EncodingConfig, integer, number, numbers
 from ..errors import ConfigError
 from ..registry import register_encoding
-from .base import EncodingInfo, HostShape, RotationEncoding
+from ..sites import EncodingInfo, HostShape, RotationEncoding
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..config import EncodingConfig, flag, number
 from ..registry import register_encoding
-from .base import EncodingInfo, RotationEncoding
+from ..sites import EncodingInfo, RotationEncoding
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config import EncodingConfig, number
 from ..registry import register_encoding
-from .base import EncodingInfo, HostShape, RotationEncoding
+from ..sites import EncodingInfo, HostShape, RotationEncoding
 
 
 @dataclass(frozen=True)

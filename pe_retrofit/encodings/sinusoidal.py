@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config import EncodingConfig, number
 from ..registry import register_encoding
-from .base import EncodingInfo, HostShape, InputEncoding
+from ..sites import EncodingInfo, HostShape, InputEncoding
 
 
 @dataclass(frozen=True)

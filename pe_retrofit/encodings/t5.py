@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..config import EncodingConfig, integer
 from ..registry import register_encoding
-from .base import BiasEncoding, EncodingInfo, HostShape
+from ..sites import BiasEncoding, EncodingInfo, HostShape
 
 
 @dataclass(frozen=True)

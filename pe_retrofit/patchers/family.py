@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..encodings.base import HostShape
 from ..errors import UnsupportedError
+from ..sites import HostShape
 from .bert import BERT, DISTILBERT
 from .descriptor import Family
 from .gpt_neox import GPT_NEOX

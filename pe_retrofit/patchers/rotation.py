@@ -11,10 +11,10 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from ..encodings.base import RotationEncoding, default_inv_freq
 from ..encodings.partial_rope import PartialRope
 from ..errors import UnsupportedError
 from ..positions import KEYWORD
+from ..sites import RotationEncoding, default_inv_freq
 from .family import Host
 
 

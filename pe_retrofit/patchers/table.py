@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..encodings.base import InputEncoding, Installed
 from ..encodings.learned import LearnedConfig, extend_table
 from ..positions import KEYWORD
+from ..sites import InputEncoding, Installed
 from .family import Host, follow
 
 

@@ -1,0 +1,100 @@
+"""The bias site: ``b[h, i, j]`` added to the attention logits, from positions alone."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .encoding import C, Encoding, HostShape
+
+
+class BiasEncoding(Encoding[C], nn.Module):
+    """Adds ``b[h, i, j]`` to the attention logits, from positions alone (after scaling and soft-capping).
+
+    A *relative* encoding overrides :meth:`bias` (a function of the distance ``i - j``) and gets the Toeplitz kernel.
+    Another one overrides :meth:`bias_at`. Learned parameters are ordinary ``nn.Parameter`` of this module, which lives
+    at ``<attention>.position_encoding.<name>``; constants are computed from the config when needed, never stored in
+    non-persistent buffers (those come back uninitialised from ``from_pretrained``).
+    """
+
+    site = "bias"
+    toeplitz: ClassVar[bool] = True
+    zero_is_silent: ClassVar[bool] = False
+
+    def __init__(self, config: C, host: HostShape) -> None:
+        super().__init__()
+        self.config = config
+        self.host = host
+        self._silence: tuple[tuple[tuple[int, int], ...], bool] | None = None
+
+    @classmethod
+    def faults(cls) -> list[str]:
+        faults = super().faults()
+        relative, general = cls.bias is not BiasEncoding.bias, cls.bias_at is not BiasEncoding.bias_at
+        if not relative and not general:
+            faults.append("override bias(), or bias_at() where the bias is no function of the distance")
+        elif not relative and cls.toeplitz:
+            faults.append("set toeplitz = False, because bias_at() is overridden and bias() is not")
+        return faults
+
+    def prepare(self, distance: Tensor, *, causal: bool) -> Tensor:
+        """The part of :meth:`bias` that has no parameters: computed once per forward pass and shared by all layers.
+
+        Args:
+            distance: int64 ``[...]``, ``i - j`` in tokens (negative: the key lies in the future).
+            causal: whether the attention is causal (only ``distance >= 0`` is then looked at).
+
+        Returns:
+            ``[...]``; the distance itself unless overridden.
+        """
+        return distance
+
+    def bias(self, prepared: Tensor, *, causal: bool) -> Tensor:
+        """Bias at given distances.
+
+        Args:
+            prepared: ``[...]``, what :meth:`prepare` returned: the distance ``i - j`` by default.
+            causal: whether the attention is causal.
+
+        Returns:
+            float32 (or the parameters' dtype, if wider) ``[h, ...]``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must override bias() or bias_at().")
+
+    def bias_at(self, query_positions: Tensor, key_positions: Tensor, *, causal: bool) -> Tensor:
+        """Bias for positions ``[b, q]`` and ``[b, k]``: ``[b, h, q, k]``."""
+        distance = query_positions[:, :, None] - key_positions[:, None, :]
+        return self.bias(self.prepare(distance, causal=causal), causal=causal).transpose(0, 1)
+
+    def slopes(self) -> Tensor | None:
+        """``[h]`` when the causal bias is exactly ``-slope * (i - j)``, which plain fused attention can carry."""
+        return None
+
+    def start(self, *, keeps_native: bool) -> None:
+        """Retrofit initialisation, once, when a model is patched (not when a saved one is loaded).
+
+        Args:
+            keeps_native: the native encoding stays, so an encoding that can start as an exact identity must.
+        """
+
+    @property
+    def trains(self) -> bool:
+        """Whether a gradient must reach parameters of the bias in the current mode."""
+        return torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+
+    @property
+    def silent(self) -> bool:
+        """Whether the bias is exactly zero everywhere, so that the kernels may leave it out.
+
+        Only encodings for which all-zero parameters mean a zero bias say yes. A no is kept until a parameter changes; a
+        yes is looked up each time, for what is written through ``parameter.data`` leaves no trace.
+        """
+        if not self.zero_is_silent or torch.compiler.is_compiling():
+            return False
+        state = tuple((p.data_ptr(), -1 if p.is_inference() else p._version) for p in self.parameters())
+        if self._silence is None or self._silence[1] or self._silence[0] != state:
+            with torch.no_grad():
+                self._silence = (state, not any(bool(p.any()) for p in self.parameters()))
+        return self._silence[1]
