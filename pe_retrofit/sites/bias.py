@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from .encoding import C, Encoding, HostShape
+from .silence import Silence
 
 
-class BiasEncoding(Encoding[C], nn.Module):
+class BiasEncoding(Encoding[C], Silence, nn.Module):
     """Adds ``b[h, i, j]`` to the attention logits, from positions alone (after scaling and soft-capping).
 
     A *relative* encoding overrides :meth:`bias` (a function of the distance ``i - j``) and gets the Toeplitz kernel.
@@ -21,13 +21,11 @@ class BiasEncoding(Encoding[C], nn.Module):
 
     site = "bias"
     toeplitz: ClassVar[bool] = True
-    zero_is_silent: ClassVar[bool] = False
 
     def __init__(self, config: C, host: HostShape) -> None:
         super().__init__()
         self.config = config
         self.host = host
-        self._silence: tuple[tuple[tuple[int, int], ...], bool] | None = None
 
     @classmethod
     def faults(cls) -> list[str]:
@@ -78,23 +76,3 @@ class BiasEncoding(Encoding[C], nn.Module):
         Args:
             keeps_native: the native encoding stays, so an encoding that can start as an exact identity must.
         """
-
-    @property
-    def trains(self) -> bool:
-        """Whether a gradient must reach parameters of the bias in the current mode."""
-        return torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-
-    @property
-    def silent(self) -> bool:
-        """Whether the bias is exactly zero everywhere, so that the kernels may leave it out.
-
-        Only encodings for which all-zero parameters mean a zero bias say yes. A no is kept until a parameter changes; a
-        yes is looked up each time, for what is written through ``parameter.data`` leaves no trace.
-        """
-        if not self.zero_is_silent or torch.compiler.is_compiling():
-            return False
-        state = tuple((p.data_ptr(), -1 if p.is_inference() else p._version) for p in self.parameters())
-        if self._silence is None or self._silence[1] or self._silence[0] != state:
-            with torch.no_grad():
-                self._silence = (state, not any(bool(p.any()) for p in self.parameters()))
-        return self._silence[1]
