@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from . import attention
-from .attention.interface import LogitScale
 from .attention.late import LateRotation
+from .attention.scale import LogitScale
 from .encodings.learned import LearnedConfig
 from .encodings.longrope import Longrope
 from .encodings.nope import Nope, NopeConfig
@@ -66,11 +66,8 @@ def install(host: Host, plan: Plan, applied: Applied, kernel: str | None) -> Non
     needs_context = needs_attention = False
     if host.family.rotary is not None:
         needs_context, needs_attention = _install_rotation(host, plan, applied)
-    elif isinstance(plan.rotation, NopeConfig) and plan.rotation.temperature:
-        for layer in plan.layers:
-            factor = Nope(plan.rotation, shape_for(host, plan, layer)).logit_scale()
-            _child(host, applied, layer, "nope", LogitScale(factor))
-        needs_attention = True
+    elif isinstance(plan.rotation, NopeConfig):
+        needs_attention = _install_temperature(host, plan, applied)
     for config in plan.biases:
         for layer in plan.layers:
             kind = get_encoding(config.name)
@@ -122,11 +119,7 @@ def _install_rotation(host: Host, plan: Plan, applied: Applied) -> tuple[bool, b
     if isinstance(encoding, Nope):
         applied.native = False
         _replace_rotation(host, applied, plan.layers)
-        scale = encoding.logit_scale()
-        if scale != 1.0:
-            for layer in plan.layers:
-                _child(host, applied, layer, "nope", LogitScale(scale))
-        return False, scale != 1.0
+        return False, _install_temperature(host, plan, applied)
 
     names = rotation.native_sets(host, encoding)
     new = {name: encoding.rope_parameters(host.rope_sets[name]) for name in names}
@@ -146,6 +139,18 @@ def _install_rotation(host: Host, plan: Plan, applied: Applied) -> tuple[bool, b
         _replace_rotation(host, applied, [layer], inv_freq, scaling)
     applied.native = False
     return True, False
+
+
+def _install_temperature(host: Host, plan: Plan, applied: Applied) -> bool:
+    """NoPE's factors on the logits; returns whether there are any, which need our attention function."""
+    assert isinstance(plan.rotation, NopeConfig)
+    for layer in plan.layers:
+        nope = Nope(plan.rotation, shape_for(host, plan, layer))
+        scale = LogitScale(nope.logit_scale(), plan.rotation.attn_scale, nope.floor_scale())
+        if scale.idle:
+            return False
+        _child(host, applied, layer, "nope", scale)
+    return True
 
 
 def _install_late(

@@ -11,7 +11,7 @@ from .attention.select import candidates
 from .installing import Applied
 from .patchers.family import Host, find_host
 from .patching import STATE
-from .registry import get_encoding
+from .registry import NATIVE, config_from_dict, get_encoding
 from .sites import BiasEncoding
 
 
@@ -151,9 +151,8 @@ def _supports(applied: list[Applied]) -> dict[str, str]:
     if not applied:
         return {}
     ours = any(a.kernel for a in applied)
-    relative = all(
-        get_encoding(e["name"]).info.relative for a in applied for e in a.entries if e["name"] not in ("native", "rope")
-    )
+    configs = [config_from_dict(e) for a in applied for e in a.entries if e["name"] not in NATIVE]
+    relative = all(get_encoding(config.name).is_relative(config) for config in configs)
     return {
         "caches": "dynamic, static, sliding-window, quantised; a cache filled elsewhere is refused",
         "attention backends": "pe_retrofit only" if ours else "any the model supports",

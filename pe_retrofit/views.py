@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
-from .attention.interface import LogitScale
 from .attention.late import LateRotation
+from .attention.scale import LogitScale
 from .config import EncodingConfig
 from .patching import patch_model
 from .registry import get_encoding
@@ -226,4 +226,13 @@ def installed_rotation(model: LlamaModel, trained: int) -> dict[str, Turning]:
     # at position 1 the angle is the frequency
     cos, sin = (part[0, 1, : part.shape[-1] // 2].double() for part in seen[0])
     amplitude = (cos.square() + sin.square()).mean().item()
-    return {"patched": Turning(torch.atan2(sin, cos).float(), amplitude * factor)}
+    inv_freq = torch.atan2(sin, cos).float()
+    growing = next((child for child in children if isinstance(child, LogitScale) and child.attn_scale), None)
+    if growing is not None:
+        places = [trained // 2, 4 * trained, 16 * trained]
+        own = growing.at(torch.tensor(places)).tolist()
+        return {
+            f"for the query at {place:,}": Turning(inv_freq, amplitude * factor * times)
+            for place, times in zip(places, own, strict=True)
+        }
+    return {"patched": Turning(inv_freq, amplitude * factor)}

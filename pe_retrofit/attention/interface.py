@@ -20,18 +20,11 @@ from ..sites import BiasEncoding
 from .call import Call
 from .late import LateRotation
 from .reference import eager_attention
+from .scale import LogitScale
 from .select import run
 
 NAME = "pe_retrofit"
 """The attention implementation's name in a model's config."""
-
-
-class LogitScale(nn.Module):
-    """A constant factor on the attention logits (NoPE's temperature)."""
-
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
 
 
 def register() -> None:
@@ -166,6 +159,9 @@ def _normalise(
         key_positions = positions.keys(layer, k).to(query.device)
         if positions.contiguous and isinstance(positions.first_query, int) and _masks_break(positions, mask):
             shift = positions.first_query - positions.first_key(layer)
+    for item in installed:
+        if isinstance(item, LogitScale):
+            query = item.scale(query, query_positions)
     return Call(
         query=query,
         key=key,

@@ -77,6 +77,11 @@ class Encoding(Generic[C]):
         return False
 
     @classmethod
+    def is_relative(cls, config: Any) -> bool:
+        """Whether, with these options, adding a constant to all positions changes nothing."""
+        return cls.info.relative
+
+    @classmethod
     def faults(cls) -> list[str]:
         """What keeps this class from being registered, in words; empty when nothing does."""
         faults = []

@@ -1,0 +1,39 @@
+"""Temperatures: factors on the attention logits, the same for all queries or growing with the query's position."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class LogitScale(nn.Module):
+    """Factors on ``q . k`` (NoPE's temperatures).
+
+    Args:
+        factor: for all queries.
+        attn_scale, floor_scale: ``c`` and ``n`` of ``1 + c ln(1 + floor((i + 1) / n))`` for the query at position i;
+            none with ``attn_scale=0``.
+    """
+
+    def __init__(self, factor: float, attn_scale: float = 0.0, floor_scale: int = 1) -> None:
+        super().__init__()
+        self.factor = factor
+        self.attn_scale = attn_scale
+        self.floor_scale = floor_scale
+
+    @property
+    def idle(self) -> bool:
+        """Whether all factors are 1."""
+        return self.factor == 1.0 and not self.attn_scale
+
+    def at(self, positions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Factor of each query beside the common one: ``positions.shape``, for int64 positions."""
+        steps = torch.div(positions + 1, self.floor_scale, rounding_mode="floor")
+        return 1.0 + self.attn_scale * steps.to(dtype).log1p()
+
+    def scale(self, query: Tensor, positions: Tensor) -> Tensor:
+        """Queries ``[b, h, q, d]`` at positions ``[b or 1, q]`` times their own factors, in their dtype."""
+        if not self.attn_scale:
+            return query
+        wide = torch.promote_types(query.dtype, torch.float32)
+        return (query * self.at(positions, wide)[:, None, :, None]).to(query.dtype)
