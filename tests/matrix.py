@@ -277,6 +277,7 @@ class EncodingCase:
         keeps: the native encoding stays.
         input: acts on the embeddings.
         own_rotation: needs frequencies of our own where it is not the whole model's.
+        heats: has a temperature, so it runs through our attention function, which chooses the kernel itself.
         hosts: names of the hosts it is tested on; None: all.
     """
 
@@ -295,6 +296,7 @@ class EncodingCase:
     keeps: bool = False
     input: bool = False
     own_rotation: bool = False
+    heats: bool = False
     hosts: tuple[str, ...] | None = None
 
     def patch(self, model: Any, *, fill: bool = True, **more: Any) -> Any:
@@ -345,7 +347,16 @@ _ENCODINGS = [
     EncodingCase("alibi", "alibi", bias=True),
     EncodingCase("alibi_learnable", "alibi", {"learnable": True}, learned=True, bias=True),
     EncodingCase("nope", "nope", encoder=False),
-    EncodingCase("nope_warm", "nope", {"temperature": 0.5, "factor": 4.0}, encoder=False),
+    EncodingCase("nope_warm", "nope", {"temperature": 0.5, "factor": 4.0}, encoder=False, heats=True),
+    EncodingCase(
+        "nope_growing",
+        "nope",
+        {"attn_scale": 0.1, "floor_scale": 7},
+        encoder=False,
+        heats=True,
+        relative=False,
+        hosts=CORE,
+    ),
     EncodingCase("t5", "t5", {"num_buckets": 16, "max_distance": 40}, learned=True, bias=True),
     EncodingCase(
         "learned", "learned", {"max_positions": 160}, learned=True, relative=False, input=True, identity="encoder"
@@ -462,7 +473,7 @@ class Cell:
     @property
     def needs_positions(self) -> bool:
         """Whether positions of cached keys matter to us, and not to the host alone."""
-        return self.encoding.bias or self.encoding.late or self.encoding.name == "nope_warm"
+        return self.encoding.bias or self.encoding.late or self.encoding.heats
 
     @property
     def extends_table(self) -> bool:
