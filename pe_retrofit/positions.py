@@ -17,11 +17,14 @@ import torch
 from torch import Tensor
 
 from .errors import UnsupportedError
+from .held import Held, held_by
 
 KEYWORD = "position_encoding_context"
 """Name of the keyword argument that carries :class:`Positions` through a model."""
 
 _RECORD = "_position_encoding_tokens"
+_GAP = "_position_encoding_gap"
+"""On a cache that forgets: how many tokens its record leaves out, after the first ones it keeps."""
 _COUNTED = "_position_encoding_counted"
 """On a cache: every recorded position is the count of real tokens in the mask, so the next mask says them all again,
 for whatever rows the batch then has."""
@@ -33,7 +36,8 @@ class Positions:
 
     Attributes:
         query: int64 ``[b or 1, q]``.
-        tokens: int64 ``[b or 1, t]``, every token so far; a static cache's unfilled slots hold zeros.
+        tokens: int64 ``[b or 1, t]``, every token so far; a static cache's unfilled slots hold zeros, and where a cache
+            forgets, only what it holds and the new tokens are here.
         first_query: index of the first query among the tokens (a tensor under ``torch.compile`` with a static cache).
         contiguous: wherever attention is allowed, ``i - j`` equals the difference of token indices.
         sliding: per cache layer whether it keeps a window only.
@@ -41,6 +45,7 @@ class Positions:
         counted: the positions are the counts of real tokens in the 2D mask.
         packed: row and index of the first token of the first sequence that a packed input starts after another one.
         weights: the caller asked for attention weights (some layers keep that from their attention).
+        held: what a cache that forgets holds before this pass; None for others.
         shared: results that layers share within this pass.
     """
 
@@ -53,6 +58,7 @@ class Positions:
     counted: bool = False
     packed: tuple[int, int] | None = None
     weights: bool = False
+    held: Held | None = None
     shared: dict[Any, Any] = field(default_factory=dict)
 
     def ordered(self) -> bool:
@@ -65,7 +71,10 @@ class Positions:
         return self.shared["ordered"]
 
     def first_key(self, layer_idx: int | None) -> int:
-        """Index among the tokens of the first key that a layer sees."""
+        """Index among all tokens so far of the first key that a layer sees."""
+        if self.held is not None and layer_idx is not None:
+            first, offset = self.held.layers[layer_idx]
+            return 0 if first else offset
         if layer_idx is not None and layer_idx < len(self.sliding) and self.sliding[layer_idx]:
             return self.window_offset
         return 0
@@ -76,6 +85,8 @@ class Positions:
         Raises:
             UnsupportedError: the layer holds more keys than there are tokens.
         """
+        if self.held is not None and layer_idx is not None:
+            return self._held_keys(self.held, layer_idx, length)
         start = self.first_key(layer_idx)
         tokens = self.tokens[:, start : start + length]
         missing = length - tokens.shape[1]
@@ -86,6 +97,16 @@ class Positions:
             )
         if missing:  # slots of a static cache that are not filled yet, and masked
             tokens = torch.nn.functional.pad(tokens, (0, missing))
+        return tokens
+
+    def _held_keys(self, held: Held, layer_idx: int, length: int) -> Tensor:
+        tokens = held.of_layer(layer_idx, self.tokens)
+        if tokens.shape[1] != length:
+            raise UnsupportedError(
+                f"Layer {layer_idx} attends to {length} keys, but its cache holds {tokens.shape[1]} with the new ones: "
+                "the model did not use the cache (as under gradient checkpointing), or what it holds was changed from "
+                "outside. Call model.gradient_checkpointing_disable(), or run without a cache."
+            )
         return tokens
 
 
@@ -124,6 +145,7 @@ def resolve(
     cache = getattr(cache, "self_attention_cache", cache)  # an encoder-decoder cache holds two
     past = cache.get_seq_length() if cache is not None else 0
     static = cache is not None and getattr(cache, "is_compileable", False) and not all(_sliding(cache))
+    held = held_by(cache)
     compiling = torch.compiler.is_compiling()
     if isinstance(past, Tensor) and not compiling:
         past = int(past)
@@ -131,6 +153,8 @@ def resolve(
     mask = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 else None
     if mask is not None:
         mask = mask.to(device=device, dtype=torch.bool)
+        if held is not None:
+            cache.layers[0].fits(mask)
     query = _query_positions(position_ids, mask, past, query_length, device)
     counts: Tensor | None = None
     if mask is not None and isinstance(past, int) and mask.shape[1] == past + query_length:
@@ -143,7 +167,7 @@ def resolve(
     elif static:
         tokens = _record_static(cache, query, past, counts, batch_size)
     else:
-        tokens = _record_dynamic(cache, query, past, counts, batch_size)
+        tokens = _record_dynamic(cache, query, past, counts, batch_size, held)
 
     packed: tuple[int, int] | None = None
     if position_ids is None and mask is None and cache is None:
@@ -154,7 +178,8 @@ def resolve(
     elif compiling:
         contiguous = False  # would need to look at values
     else:
-        contiguous = _contiguous(tokens[:, : past + query_length], mask)
+        seen = mask if mask is None or held is None else held.cut(mask)
+        contiguous = _contiguous(tokens[:, : past + query_length], seen)
 
     sliding: tuple[bool, ...] = ()
     window_offset = 0
@@ -162,7 +187,7 @@ def resolve(
         sliding = _sliding(cache)
         if True in sliding:
             window_offset = int(cache.get_mask_sizes(query_length, sliding.index(True))[1])
-    return Positions(query, tokens, past, contiguous, sliding, window_offset, counts is not None, packed)
+    return Positions(query, tokens, past, contiguous, sliding, window_offset, counts is not None, packed, held=held)
 
 
 def remember(cache: Any, positions: Positions) -> None:
@@ -191,6 +216,7 @@ def declare(cache: Any, position_ids: Tensor) -> None:
     if getattr(cache, "is_compileable", False) and not all(_sliding(cache)):
         position_ids = torch.nn.functional.pad(position_ids, (0, _static_size(cache) - held))
     setattr(cache, _RECORD, position_ids)
+    setattr(cache, _GAP, 0)
     setattr(cache, _COUNTED, False)
 
 
@@ -256,19 +282,25 @@ def _record_static(cache: Any, query: Tensor, past: int | Tensor, counts: Tensor
     return record
 
 
-def _record_dynamic(cache: Any, query: Tensor, past: int, counts: Tensor | None, batch_size: int) -> Tensor:
+def _record_dynamic(
+    cache: Any, query: Tensor, past: int, counts: Tensor | None, batch_size: int, held: Held | None
+) -> Tensor:
     record: Tensor | None = getattr(cache, _RECORD, None)
-    seen = 0 if record is None else record.shape[1]
+    gap = getattr(cache, _GAP, 0)
+    seen = 0 if record is None else record.shape[1] + gap
     if past > seen:
         _refuse_unseen(past, seen)
     counted = counts is not None and (past == 0 or getattr(cache, _COUNTED, False))
     if counted and counts is not None:
-        tokens = counts
+        tokens, gap = counts, 0
     elif past == 0 or record is None:
-        tokens = query
+        tokens, gap = query, 0
     else:
-        record, query = _same_rows(record[:, :past].to(query.device), query, batch_size)
+        record, query = _same_rows(record[:, : past - gap].to(query.device), query, batch_size)
         tokens = torch.cat((record, query), dim=1)
+    if held is not None:
+        tokens = held.cut(tokens, gap)
+        setattr(cache, _GAP, held.gap)
     setattr(cache, _RECORD, tokens)
     setattr(cache, _COUNTED, counted)
     return tokens

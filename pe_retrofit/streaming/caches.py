@@ -1,0 +1,77 @@
+"""Caches of bounded size, for any call that takes ``past_key_values``, ``generate`` included."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.cache_utils import Cache
+
+from ..errors import ConfigError
+from .checks import require_count, require_relative, require_sinks, windows
+from .layers import ForgetfulLayer
+
+
+class SegmentCache(Cache):
+    """Transformer-XL's memory: keys and values of the last ``memory`` tokens, with the gradient stopped.
+
+    A pass over a segment of ``q`` tokens attends to the memory and, causally, to the segment; then the last ``memory``
+    tokens of both are kept. Positions go on growing, distances stay below ``memory + q``, size stays the same. With
+    ``memory`` at least the length of the text a stream equals one pass over all of it. Sliding-window layers keep no
+    more than their window.
+
+    For every relative encoding. A 2D ``attention_mask`` (left padding) must cover all tokens seen. A prompt given to
+    ``generate`` is one segment; feed a long one with :func:`~pe_retrofit.streaming.stream` first. transformers
+    computes rotations in float32 from absolute positions: angles are off by up to 0.004 radians at 100,000 tokens, and
+    by ten times that at a million.
+
+    Args:
+        model: a decoder, patched or not.
+        memory: tokens to keep, ``>= 0``.
+
+    Source: Dai, Yang, Yang, Carbonell, Le, Salakhutdinov, "Transformer-XL: Attentive Language Models Beyond a
+    Fixed-Length Context", 2019, arXiv 1901.02860, section 3.2.
+
+    Raises:
+        UnsupportedError: the model's positions are not relative, or it is no decoder.
+        ConfigError: ``memory`` is no whole number of tokens.
+    """
+
+    def __init__(self, model: Any, memory: int) -> None:
+        memory = require_count("memory", memory, 0)
+        host = require_relative(model)
+        widths = windows(host) or [None] * len(host.layers)
+        super().__init__(layers=[ForgetfulLayer(memory, window=width) for width in widths])
+        self.memory = memory
+
+
+class SinkCache(Cache):
+    """The cache of ``lm_infinite``: the first ``sinks`` tokens and the last ``window``, and nothing between.
+
+    Keys are kept unrotated and get their positions within what is held, so angles stay small however long the text is.
+    Equal to ``lm_infinite`` without a cache: the same tokens are attended to, at the same distances. All rows must be
+    of equal length: padding would take the place of the first tokens.
+
+    Args:
+        model: a decoder patched with ``lm_infinite`` in all layers.
+        sinks, window: those of the encoding, which are the default; others are refused.
+
+    Source: Han et al., "LM-Infinite: Zero-Shot Extreme Length Generalization for Large Language Models", 2023, arXiv
+    2308.16137; Xiao, Tian, Chen, Han, Lewis, "Efficient Streaming Language Models with Attention Sinks", 2023, arXiv
+    2309.17453.
+
+    Raises:
+        UnsupportedError: the model is not patched with ``lm_infinite`` in all layers, or has sliding windows.
+        ConfigError: ``sinks`` or ``window`` differ from the encoding's.
+    """
+
+    def __init__(self, model: Any, sinks: int | None = None, window: int | None = None) -> None:
+        host, config = require_sinks(model)
+        for name, given in (("sinks", sinks), ("window", window)):
+            own = getattr(config, name)
+            if given is not None and given != own:
+                raise ConfigError(
+                    f"{name}={given!r} differs from the {name}={own} that the model was patched with. Leave it out, or "
+                    f"patch again with patch_model(model, 'lm_infinite', {name}={given!r})."
+                )
+        super().__init__(layers=[ForgetfulLayer(config.window - 1, config.sinks) for _ in host.layers])
+        self.sinks, self.window = config.sinks, config.window
