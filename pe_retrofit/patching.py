@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from .config import EncodingConfig
 from .encodings.learned import LearnedConfig
 from .errors import ConfigError, UnsupportedError
 from .installing import Applied, forget_compiled, install, undo, use_kernel
+from .layering import Part, split_spec
 from .marking import mark, unmark
 from .patchers.family import Host, find_host
 from .plan import Plan, make_plan, parse_spec, shape_for
@@ -35,8 +37,11 @@ def patch_model(
         model: a transformers model of the families ``llama``, ``gpt_neox`` or ``bert`` with any head, or one wrapped by
             peft.
         spec: a name (see :func:`~pe_retrofit.list_encodings`), a config object, or a list to compose. ``"native"`` in
-            a list keeps what the model had; without it the native encoding is removed.
-        layers: None for all, or an index, a slice or a list of indices of the layers to patch.
+            a list keeps what the model had; without it the native encoding is removed. Or a mapping from layers to
+            these: its keys are indices, tuples of indices, text such as ``"0,5,7"`` or ``"3::4"`` (every fourth from
+            the fourth on), and ``"rest"`` for the layers not named; ``"native"`` as a value leaves layers as they are,
+            as it does layers that are not named. All of it is done or nothing.
+        layers: None for all, or an index, a slice or a list of indices of the layers to patch; not with a mapping.
         kernel: force an attention kernel: ``separable``, ``toeplitz``, ``blockwise``, ``flex`` or ``eager``. By
             default the fastest that fits is chosen at each call.
         verify: run a few tokens before and after, to prove what changed.
@@ -56,21 +61,57 @@ def patch_model(
         >>> patch_model(model, "yarn", factor=4.0)
         >>> patch_model(model, ["native", "t5"])
         >>> patch_model(model, "nope", layers=slice(3, None, 4))
+        >>> patch_model(model, {"3::4": NopeConfig(attn_scale=0.1), "rest": ["native", WindowConfig(512)]})
+        >>> patch_model(model, "rnope", window=512)
     """
     if kernel is not None and (not isinstance(kernel, str) or kernel not in attention.KERNELS):
         raise ConfigError(
             f"kernel={kernel!r} is unknown; choose one of {', '.join(attention.KERNELS)}, or leave it out."
         )
     host = find_host(model)
-    configs, keeps_native = parse_spec(spec, options)
-    if keeps_native and host.family.rotary is None and spec_names_rope(spec):
+    parts = split_spec(spec, options, layers, len(host.layers))
+    plans = [plan for part in parts if (plan := _plan(host, part)) is not None]
+    if not plans:
+        raise UnsupportedError("'native' on every layer changes nothing. Give some layers another encoding.")
+    for plan in plans:
+        _check_model(model, host, plan)
+    _release_gguf(model)
+
+    before = list(getattr(host.base, STATE, []))
+    done: list[Applied] = []
+    try:
+        for plan in plans:
+            done.append(_apply(model, host, plan, kernel, verify))
+        if kernel is not None:
+            _force_kernel(host, plans, done, kernel, verify)
+    except BaseException:
+        for applied in reversed(done):
+            undo(host, applied)
+        forget_compiled(model)
+        raise
+    setattr(host.base, STATE, [*before, *done])
+    _remark(host, [*before, *done])
+    for config in {c.name: c for plan in plans for c in plan.configs}.values():
+        if breaks := get_encoding(config.name).info.breaks:
+            message = f"{config.name!r} is for teaching and diagnosis, not for use: {breaks}."
+            warnings.warn(message, UserWarning, stacklevel=3)  # the frame between is inference_mode's
+    return model
+
+
+def _plan(host: Host, part: Part) -> Plan | None:
+    """What to do on the layers of a part; None where they stay as they are."""
+    configs, keeps_native = parse_spec(part.spec, part.options)
+    if keeps_native and host.family.rotary is None and spec_names_rope(part.spec):
         raise UnsupportedError(
             f"{type(host.base).__name__} has no rotation to keep; 'native' keeps its position table."
         )
-    plan = make_plan(host, configs, keeps_native, layers)
-    _check_model(model, host, plan)
-    _release_gguf(model)
+    if part.of_several and not configs:
+        return None
+    return make_plan(host, configs, keeps_native, part.layers)
 
+
+def _apply(model: nn.Module, host: Host, plan: Plan, kernel: str | None, verify: bool) -> Applied:
+    """Install one plan and prove what it changed, or take it back."""
     lengths = _probe_lengths(host, plan) if verify else []
     before = [probe(host, n) for n in lengths]
     applied = Applied(plan.entries, plan.names, plan.layers, plan.all_layers)
@@ -90,17 +131,25 @@ def patch_model(
                 layers=plan.layers,
                 tolerance=0.01 if host.base.dtype in (torch.float32, torch.float64) else 0.5,
             )
-            if kernel is not None:
-                use_kernel(host, applied, kernel)
-                probe(host, min(TOKENS, lengths[0]))  # neighbours, so that it refuses here and not at the first call
     except BaseException:
         undo(host, applied)
         forget_compiled(model)
         raise
-    patches = [*getattr(host.base, STATE, []), applied]
-    setattr(host.base, STATE, patches)
-    _remark(host, patches)
-    return model
+    return applied
+
+
+def _force_kernel(host: Host, plans: list[Plan], done: list[Applied], kernel: str, verify: bool) -> None:
+    """Use a kernel in all parts that have one of ours, and see that it runs."""
+    ours = [applied for applied in done if applied.kernel is not None]
+    if not ours:
+        raise UnsupportedError(
+            f"kernel={kernel!r} has no meaning for {done[0].names!r}: it needs no attention kernel of its own and runs "
+            "on whatever attention implementation the model uses."
+        )
+    for applied in ours:
+        use_kernel(host, applied, kernel)
+    if verify:  # neighbours, so that it refuses here and not at the first call
+        probe(host, min(TOKENS, *(_probe_lengths(host, plan)[0] for plan in plans)))
 
 
 def unpatch_model(model: M) -> M:

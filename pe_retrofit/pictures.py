@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from .plots import COLOURS, figure, mark, plain_log_ticks, save, thousands
-from .views import BiasView, InputView, RotationView
+from .views import BiasView, HybridView, InputView, RotationView
 
-View = BiasView | RotationView | InputView
+View = BiasView | RotationView | InputView | HybridView
 
 
 def draw(view: View, title: str, path: str | Path) -> Path:
@@ -24,6 +24,8 @@ def draw(view: View, title: str, path: str | Path) -> Path:
         return draw_bias(view, title, path)
     if isinstance(view, RotationView):
         return draw_rotation(view, title, path)
+    if isinstance(view, HybridView):
+        return draw_hybrid(view, title, path)
     return draw_input(view, title, path)
 
 
@@ -172,6 +174,20 @@ def draw_input(view: InputView, title: str, path: str | Path) -> Path:
             ylabel="cosine similarity (mean)",
             title="How alike positions are",
         )
+        drawn.suptitle(_titled(title, view.note), x=0.01, ha="left", fontsize=12, fontweight="bold", color="#101828")
+        return save(drawn, path)
+
+
+def draw_hybrid(view: HybridView, title: str, path: str | Path) -> Path:
+    """One box per layer, coloured by what it has."""
+    kinds = list(dict.fromkeys(view.layers))
+    with figure(12.5, 2.4) as (drawn, axes):
+        for place, kind in enumerate(kinds):
+            where = [layer for layer, what in enumerate(view.layers) if what == kind]
+            axes.bar(where, [1.0] * len(where), width=0.9, color=COLOURS[place % len(COLOURS)], label=kind)
+        axes.set(xlabel="layer", yticks=[], ylim=(0, 1), xlim=(-0.6, len(view.layers) - 0.4))
+        axes.grid(visible=False)
+        axes.legend(ncols=len(kinds), loc="lower left", bbox_to_anchor=(0, 1.0))
         drawn.suptitle(_titled(title, view.note), x=0.01, ha="left", fontsize=12, fontweight="bold", color="#101828")
         return save(drawn, path)
 

@@ -23,12 +23,13 @@ from transformers import (
 )
 
 from .attention.late import LateRotation
+from .config import EncodingConfig
 from .errors import UnsupportedError
 from .patchers.family import find_host
 from .patching import patch_model
 from .plan import parse_spec
-from .registry import NATIVE
-from .sites import BiasEncoding
+from .registry import NATIVE, get_encoding
+from .sites import BiasEncoding, HybridEncoding
 from .views import fill_zero_parameters
 
 FAMILY_NAMES = ("llama", "gpt_neox", "bert")
@@ -44,13 +45,13 @@ TOO_FAR = (UnsupportedError, IndexError, RuntimeError)
 """What models raise at positions they have no row for: ours, torch's embedding, and BERT's index buffers."""
 
 
-def small_model(family: str) -> PreTrainedModel:
-    """Two layers, four heads of 16 dimensions, trained length 128, float64; the same weights every time."""
+def small_model(family: str, layers: int = 2) -> PreTrainedModel:
+    """Four heads of 16 dimensions, trained length 128, float64; the same weights every time."""
     common: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": WIDTH,
         "intermediate_size": 2 * WIDTH,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": layers,
         "num_attention_heads": HEADS,
         "max_position_embeddings": TRAINED,
         "initializer_range": SPREAD,
@@ -69,8 +70,13 @@ def small_model(family: str) -> PreTrainedModel:
     return model.double().eval()
 
 
+def _least_layers(config: EncodingConfig) -> int:
+    kind = get_encoding(config.name)
+    return kind(config).least_layers() if issubclass(kind, HybridEncoding) else 1
+
+
 class Lab:
-    """A small model with and without an encoding.
+    """A small model with and without an encoding: two layers, or as many as a hybrid needs.
 
     Args:
         spec, options: as for ``patch_model``; only ``native`` leaves the model as it is.
@@ -78,6 +84,7 @@ class Lab:
 
     Attributes:
         names / entries: the spec in words and as JSON.
+        layers: of the small model.
         filled: parameters of the encoding that were zero and are random now.
         reach: longest input that the encoding takes, up to 16 L tokens.
 
@@ -89,9 +96,10 @@ class Lab:
 
     def __init__(self, spec: Any, family: str, options: dict[str, Any]) -> None:
         self.family = family
-        self.stock: Any = small_model(family)
-        self.model: Any = small_model(family)
         configs, keeps = parse_spec(spec, options)
+        self.layers = max([2, *(_least_layers(config) for config in configs)])
+        self.stock: Any = small_model(family, self.layers)
+        self.model: Any = small_model(family, self.layers)
         self.names = " + ".join((["native"] if keeps else []) + [c.name for c in configs])
         self.entries = ([{"name": NATIVE[0]}] if keeps else []) + [c.to_dict() for c in configs]
         self.filled: list[str] = []

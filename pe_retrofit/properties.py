@@ -50,6 +50,7 @@ class Report:
         options: of each encoding.
         family: the small model's: ``llama``, ``gpt_neox`` or ``bert``.
         trained_length: of the small model, in tokens.
+        layers: of the small model.
         filled: learned parameters that are zero at the start and were given random values.
         properties: the answers.
     """
@@ -58,6 +59,7 @@ class Report:
     options: list[dict[str, Any]]
     family: str
     trained_length: int
+    layers: int
     filled: list[str]
     properties: list[Property] = field(default_factory=list)
 
@@ -90,7 +92,7 @@ def check_encoding(
     if family not in FAMILY_NAMES:
         raise UnsupportedError(f"family={family!r} is unknown; choose one of {', '.join(FAMILY_NAMES)}.")
     lab = Lab(spec, family, options)
-    report = Report(lab.names, lab.entries, family, lab.trained, lab.filled)
+    report = Report(lab.names, lab.entries, family, lab.trained, lab.layers, lab.filled)
     for name, (measure, meaning) in PROPERTIES.items():
         progress(name)
         holds, figure, value = measure(lab)

@@ -30,7 +30,8 @@ def register_encoding(cls: _T) -> _T:
     """Make an encoding available by name; usable as a class decorator.
 
     Args:
-        cls: subclass of :class:`~pe_retrofit.sites.BiasEncoding`, ``RotationEncoding`` or ``InputEncoding``
+        cls: subclass of :class:`~pe_retrofit.sites.BiasEncoding`, ``RotationEncoding``, ``InputEncoding`` or
+            ``HybridEncoding``
             with a ``Config`` (an :class:`~pe_retrofit.config.EncodingConfig` subclass whose ``name`` is the name to
             register) and an ``info``.
 

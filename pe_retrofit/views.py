@@ -13,11 +13,16 @@ from transformers import LlamaConfig, LlamaModel
 from .attention.late import LateRotation
 from .attention.scale import LogitScale
 from .config import EncodingConfig
+from .layering import split_spec
 from .patching import patch_model
+from .plan import parse_spec
 from .registry import get_encoding
-from .sites import BiasEncoding, HostShape, InputEncoding, default_inv_freq
+from .sites import BiasEncoding, HostShape, HybridEncoding, InputEncoding, default_inv_freq
 
 SEED = 0
+
+LAYERS = 8
+"""How many layers of a hybrid are shown at least."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,19 @@ class InputView:
 
 
 @dataclass(frozen=True)
+class HybridView:
+    """What each layer gets.
+
+    Attributes:
+        layers: in words, from the first layer on, e.g. ``["nope", "native + window", ...]``.
+        note: the options that the encodings have there.
+    """
+
+    layers: list[str]
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Shape:
     """The model an encoding is shown on.
 
@@ -118,9 +136,11 @@ class Shape:
         object.__setattr__(self, "host", host)
 
 
-def view(config: EncodingConfig, shape: Shape) -> BiasView | RotationView | InputView:
+def view(config: EncodingConfig, shape: Shape) -> BiasView | RotationView | InputView | HybridView:
     """What an encoding looks like on a model of this shape."""
     kind = get_encoding(config.name)
+    if issubclass(kind, HybridEncoding):
+        return _hybrid(config, max(LAYERS, 2 * kind(config).least_layers()))
     if issubclass(kind, BiasEncoding):
         return _bias(kind(config, shape.host), shape)
     if issubclass(kind, InputEncoding):
@@ -160,6 +180,19 @@ def _bias(module: BiasEncoding, shape: Shape) -> BiasView:
     buckets = prepared if shared and not torch.equal(prepared, distances) else None
     note = f"{', '.join(filled)}: zero at the start, shown with random values (seed {SEED})" if filled else ""
     return BiasView(distances, bias, matrix, buckets, note)
+
+
+def _hybrid(config: EncodingConfig, count: int) -> HybridView:
+    words, options = [""] * count, {}
+    for part in split_spec(config, {}, None, count):
+        configs, keeps = parse_spec(part.spec, {})
+        for layer in part.layers:
+            words[layer] = " + ".join((["native"] if keeps else []) + [c.name for c in configs])
+        for one in configs:
+            given = {row["option"]: getattr(one, row["option"]) for row in type(one).describe()}
+            shown = [f"{key} = {value}" for key, value in given.items() if value not in (None, False, 0.0, 1.0)]
+            options[one.name] = f"{one.name}: {', '.join(shown) or 'defaults'}"
+    return HybridView(words, "; ".join(options.values()))
 
 
 def _input(module: InputEncoding, shape: Shape) -> InputView:

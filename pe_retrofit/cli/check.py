@@ -67,7 +67,7 @@ def print_table(report: Any, filled: dict[str, Any]) -> None:
         table.add_row(f"[bold]{row.name}[/]\n", words[row.holds], f"{row.figure}\n[dim]{row.meaning}[/]\n")
     console = Console(highlight=False)
     console.print(
-        f"[bold cyan]{report.encoding}[/] on a random {report.family} with two layers, "
+        f"[bold cyan]{report.encoding}[/] on a random {report.family} with {report.layers} layers, "
         f"trained length L = {report.trained_length} tokens"
     )
     for key, value in filled.items():

@@ -101,7 +101,7 @@ def facts(kind: Any, config: Any, filled: dict[str, Any]) -> dict[str, Any]:
 
 def numbers(seen: Any) -> dict[str, Any]:
     """The picture as numbers, in JSON values."""
-    from ..views import BiasView, RotationView
+    from ..views import BiasView, HybridView, RotationView
 
     if isinstance(seen, BiasView):
         return {
@@ -110,6 +110,8 @@ def numbers(seen: Any) -> dict[str, Any]:
             "bucket": None if seen.buckets is None else seen.buckets.tolist(),
             "note": seen.note,
         }
+    if isinstance(seen, HybridView):
+        return {"layers": seen.layers, "note": seen.note}
     if isinstance(seen, RotationView):
         curves = {"stock": seen.stock, **seen.after}
         return {
@@ -135,7 +137,13 @@ def print_words(kind: Any, config: Any, filled: dict[str, Any], seen: Any, out: 
     console, info = Console(highlight=False), kind.info
     console.print(Text.assemble((config.name, "bold cyan"), "  ", (info.title, "bold")))
     both = {(True, True): "decoders and encoders", (True, False): "decoders only", (False, True): "encoders only"}
-    site = {"bias": "the attention logits", "rotation": "queries and keys", "input": "the token embeddings"}
+    site = {
+        "bias": "the attention logits",
+        "rotation": "queries and keys",
+        "input": "the token embeddings",
+        "score": "the score of queries and keys",
+        "hybrid": "different layers differently",
+    }
     console.print(f"  Acts on {site[kind.site]}; for {both[info.causal, info.bidirectional]}.", markup=False)
     console.print(Text.assemble(("  Formula  ", "dim"), info.formula))
     console.print(Text.assemble(("  Paper    ", "dim"), info.paper))

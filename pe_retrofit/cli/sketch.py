@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..pictures import alike, sample_distances, smooth, spread
-from ..views import BiasView, InputView, RotationView
+from ..views import BiasView, HybridView, InputView, RotationView
 
 BARS = "▁▂▃▄▅▆▇█"
 SHADES = " ░▒▓█"
@@ -47,12 +47,14 @@ def shades(matrix: Tensor, rows: int, columns: int) -> list[str]:
     return ["".join(shade(v) for v in row) for row in matrix.tolist()]
 
 
-def sketch(view: BiasView | RotationView | InputView) -> list[str]:
+def sketch(view: BiasView | RotationView | InputView | HybridView) -> list[str]:
     """A view as lines of text."""
     if isinstance(view, BiasView):
         return _bias(view)
     if isinstance(view, RotationView):
         return _rotation(view)
+    if isinstance(view, HybridView):
+        return _layers(view)
     return _input(view)
 
 
@@ -92,6 +94,12 @@ def _rotation(view: RotationView) -> list[str]:
     place = round(math.log(view.trained) / math.log(last) * (WIDTH - 1))
     lines.append(" " * (wide + 4 + place) + f"^ trained length L = {view.trained:,}")
     return lines
+
+
+def _layers(view: HybridView) -> list[str]:
+    kinds = list(dict.fromkeys(view.layers))
+    lines = [f"what each of {len(view.layers)} layers has, the first at the top:"]
+    return [*lines, *(f"  layer {i:<4}{SHADES[-1 - kinds.index(k) % 4]} {k}" for i, k in enumerate(view.layers))]
 
 
 def _input(view: InputView) -> list[str]:
