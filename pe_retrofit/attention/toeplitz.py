@@ -8,6 +8,8 @@ The matrix never exists. :mod:`toeplitz_backward` adds the gradient to a learned
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -73,7 +75,10 @@ def _attend_blocks(call: Call, query: Tensor, key: Tensor, value: Tensor, vector
     vector = vector.detach().contiguous()
     q, k = query.shape[2], key.shape[2]
     if q == 1:
-        return single_query(call, _masked(vector[None, :, None, :], call.mask))
+        near = _reached(call, 0, 1)
+        mask = call.mask if call.mask is None or call.mask.shape[3] == 1 else call.mask[..., near]
+        seen = replace(call, key=key[:, :, near], value=value[:, :, near])
+        return single_query(seen, _masked(vector[None, :, None, near], mask))
     reverse = query.flip(2)
     mask = call.mask.flip(2) if call.mask is not None else None
     block = BLOCK
@@ -83,13 +88,26 @@ def _attend_blocks(call: Call, query: Tensor, key: Tensor, value: Tensor, vector
     outputs = []
     for start in range(0, q, block):
         rows = min(block, q - start)
-        keys = k if call.limit is None else min(k, q + call.limit - start)
-        bias = vector.as_strided((1, vector.shape[0], rows, keys), (0, vector.stride(0), 1, 1), start)
+        near = _reached(call, start, rows)
+        size = (1, vector.shape[0], rows, near.stop - near.start)
+        bias = vector.as_strided(size, (0, vector.stride(0), 1, 1), start + near.start)
         if mask is not None:
-            part = mask[:, :, start : start + rows, :keys] if mask.shape[2] > 1 else mask[..., :keys]
-            bias = _masked(bias, part)
-        outputs.append(_attend(call, reverse[:, :, start : start + rows], key[:, :, :keys], value[:, :, :keys], bias))
+            part = mask[:, :, start : start + rows] if mask.shape[2] > 1 else mask
+            bias = _masked(bias, part[..., near] if part.shape[3] > 1 else part)
+        outputs.append(_attend(call, reverse[:, :, start : start + rows], key[:, :, near], value[:, :, near], bias))
     return torch.cat(outputs, dim=2).flip(2)
+
+
+def _reached(call: Call, start: int, rows: int) -> slice:
+    """The keys that some of ``rows`` query rows attends to, the rows counted from the last query, from ``start`` on."""
+    q, k = call.query.shape[2], call.key.shape[2]
+    first, end = 0, k if call.limit is None else min(k, q + call.limit - start)
+    reach = min((e.reach for e in call.biases if e.reach is not None), default=None)
+    if reach is not None and call.shift is not None:
+        last = q - 1 - start + call.shift  # the key at the place of the last of these queries
+        end = max(1, min(end, last + reach))
+        first = min(max(0, last - (rows - 1) - reach + 1), end - 1)
+    return slice(first, end)
 
 
 def _masked(bias: Tensor, mask: Tensor | None) -> Tensor:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from .encoding import C, Encoding, HostShape
+from .lookup import lookup
 from .silence import Silence
 
 
@@ -64,7 +68,37 @@ class BiasEncoding(Encoding[C], Silence, nn.Module):
     def bias_at(self, query_positions: Tensor, key_positions: Tensor, *, causal: bool) -> Tensor:
         """Bias for positions ``[b, q]`` and ``[b, k]``: ``[b, h, q, k]``."""
         distance = query_positions[:, :, None] - key_positions[:, None, :]
-        return self.bias(self.prepare(distance, causal=causal), causal=causal).transpose(0, 1)
+        if distance.numel() and not torch.compiler.is_compiling():
+            low, high = (int(end) for end in distance.aminmax())
+            if high - low < distance.numel():  # fewer distances than pairs
+                every = torch.arange(low, high + 1, device=distance.device)
+                return lookup(self._at(every, causal), distance - low).transpose(0, 1)
+        return self._at(distance, causal).transpose(0, 1)
+
+    def fast(self, distances: Tensor, *, causal: bool) -> Callable[[Tensor, Tensor], Tensor]:
+        """:meth:`bias_at` for many pairs and no gradient, as a function of positions ``[b, q]`` and ``[b, k]``.
+
+        Args:
+            distances: int64 ``[n]``, all whole numbers from the lowest to the highest ``i - j`` there will be.
+            causal: whether the attention is causal.
+        """
+        if not self.toeplitz:
+            return partial(self.bias_at, causal=causal)
+        table, low = self._at(distances, causal), distances[0]
+
+        def bias(query_positions: Tensor, key_positions: Tensor) -> Tensor:
+            index = query_positions[:, :, None] - (key_positions + low)[:, None, :]
+            return lookup(table, index).transpose(0, 1)
+
+        return bias
+
+    def _at(self, distance: Tensor, causal: bool) -> Tensor:
+        return self.bias(self.prepare(distance, causal=causal), causal=causal)
+
+    @property
+    def reach(self) -> int | None:
+        """Distance from which on nothing is attended to (the bias is ``-inf``); None: there is no such distance."""
+        return None
 
     def slopes(self) -> Tensor | None:
         """``[h]`` when the causal bias is exactly ``-slope * (i - j)``, which plain fused attention can carry."""

@@ -1,0 +1,108 @@
+"""FIRE: a network of the distance, measured on a scale that grows with the position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import EncodingConfig, integer, number
+from ..registry import register_encoding
+from ..sites import BiasEncoding, EncodingInfo, HostShape
+from ..sites.lookup import lookup
+from .mlp import ScalarNetwork
+
+EPSILON = 1e-6
+"""Added to the normaliser, as in the paper's listing."""
+
+POINTS = 2**16
+"""Of the table of the network in the fast path. The error is at most ``slope / (2 POINTS)``, slope the steepest of the
+network per unit of its argument, which runs from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class FireConfig(EncodingConfig):
+    """Options of ``fire``."""
+
+    name = "fire"
+    width: int = integer(32, low=1, high=4096, help="hidden units of the network")
+    c: float = number(0.1, low=1e-6, high=1e6, help="starting value of c, how fast distances saturate")
+    length: int = integer(512, low=1, high=2**24, help="starting value of the threshold L0, in tokens")
+
+
+@register_encoding
+class Fire(BiasEncoding[FireConfig]):
+    """FIRE: ``b[h, i, j] = MLP(psi(|i - j|) / psi(max(i, j, L0)))_h``, ``psi(x) = ln(1 + c x)``.
+
+    For visible keys of causal attention ``max(i, j)`` is ``i``, the paper's normaliser; with both directions it is the
+    position of the later token of the pair, so no length is needed. Learned per layer: the network (1 -> 32 -> H with
+    ReLU), ``c = 0.1`` and ``L0 = 512`` (as ``threshold``, a factor on ``length``), both used by their absolute values.
+    A function of the distance alone as long as no position exceeds ``L0``; beyond, a shift of all positions changes
+    it. The last layer is zero at the start: an exact identity on top of the native encoding; in its place the model
+    starts without positions.
+
+    Attention without gradients and in less than float64 looks the network up in a table of :data:`POINTS` entries.
+
+    Source: Li et al., "Functional Interpolation for Relative Positions Improves Long Context Transformers", 2023,
+    arXiv 2310.04418.
+    """
+
+    Config = FireConfig
+    toeplitz = False
+    zero_is_silent = True
+    info = EncodingInfo(
+        title="FIRE, functional interpolation for relative positions",
+        formula="b[h,i,j] = MLP(psi(|i - j|) / psi(max(i, j, L0)))_h,  psi(x) = ln(1 + c x)",
+        paper="Li et al. 2023, arXiv 2310.04418",
+        relative=False,
+        identity="on top of the native encoding, at the start (zero last layer)",
+    )
+
+    def __init__(self, config: FireConfig, host: HostShape) -> None:
+        super().__init__(config, host)
+        self.network = ScalarNetwork([config.width], host.num_heads)
+        self.c = nn.Parameter(torch.full((), config.c))
+        self.threshold = nn.Parameter(torch.ones(()))
+
+    def start(self, *, keeps_native: bool) -> None:
+        self.network.start()
+
+    def speaking(self) -> list[nn.Parameter]:
+        return self.network.last()
+
+    def bias_at(self, query_positions: Tensor, key_positions: Tensor, *, causal: bool) -> Tensor:
+        distance = query_positions[:, :, None] - key_positions[:, None, :]
+        scale = self._scale(query_positions, key_positions)
+        return self.network(self._psi(distance) / scale).transpose(0, 1)
+
+    def fast(self, distances: Tensor, *, causal: bool) -> Callable[[Tensor, Tensor], Tensor]:
+        if self.c.dtype == torch.float64:
+            return super().fast(distances, causal=causal)
+        table = self.network(torch.linspace(0, 1, POINTS, device=distances.device))
+        psi, low = self._psi(distances)[None] * (POINTS - 1), distances[0]
+
+        def bias(query_positions: Tensor, key_positions: Tensor) -> Tensor:
+            index = query_positions[:, :, None] - (key_positions + low)[:, None, :]
+            x = lookup(psi, index)[0].div_(self._scale(query_positions, key_positions))
+            return lookup(table, x.round_().clamp_max_(POINTS - 1)).transpose(0, 1)
+
+        return bias
+
+    def _psi(self, tokens: Tensor) -> Tensor:
+        """``ln(1 + |c x|)``, in float32 or wider."""
+        wide = torch.float64 if self.c.dtype == torch.float64 else torch.float32
+        return torch.log1p((self.c.to(tokens.device, wide) * tokens).abs())
+
+    def _scale(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
+        """``psi(max(i, j, L0))``: ``[b, q, k]``."""
+        wide = torch.float64 if self.c.dtype == torch.float64 else torch.float32
+        least = self._psi(self.threshold.to(query_positions.device, wide) * self.config.length)
+        rows = torch.maximum(self._psi(query_positions), least)
+        return torch.maximum(rows[:, :, None], self._psi(key_positions)[:, None, :]) + EPSILON
+
+    @classmethod
+    def identity(cls, config: Any, *, keeps_native: bool, host: HostShape) -> bool:
+        return keeps_native

@@ -1,0 +1,113 @@
+"""A continuous relative bias: a small network of the logarithm of the distance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import EncodingConfig, choice, integer
+from ..registry import register_encoding
+from ..sites import BiasEncoding, EncodingInfo, HostShape
+
+SEED = 20211118
+
+
+class ScalarNetwork(nn.Module):
+    """A multilayer perceptron of one number: ``[...]`` to ``[h, ...]``, float32 or wider.
+
+    Weights ``[out, in]`` and biases are bare parameters, so that tools which look for ``nn.Linear`` (LoRA on all linear
+    layers) leave them alone. Zero until :meth:`start`.
+
+    Args:
+        widths: of the layers in between, at least one.
+        heads: ``h``.
+        activation: ``relu`` or ``silu``.
+    """
+
+    def __init__(self, widths: list[int], heads: int, activation: str = "relu") -> None:
+        super().__init__()
+        sizes = [1, *widths, heads]
+        self.weights = nn.ParameterList([nn.Parameter(torch.zeros(n, m)) for m, n in pairwise(sizes)])
+        self.biases = nn.ParameterList([nn.Parameter(torch.zeros(n)) for n in sizes[1:]])
+        self.activation = getattr(nn.functional, activation)
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """PyTorch's initialisation of linear layers, the same in every run, with a last layer of zeros."""
+        generator = torch.Generator().manual_seed(SEED)
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            bound = weight.shape[1] ** -0.5
+            for parameter in (weight, bias):
+                parameter.copy_((2 * torch.rand(parameter.shape, generator=generator) - 1) * bound)
+        self.weights[-1].zero_()
+        self.biases[-1].zero_()
+
+    def last(self) -> list[nn.Parameter]:
+        """The parameters of the last layer."""
+        return [self.weights[-1], self.biases[-1]]
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.float64 if self.weights[0].dtype == torch.float64 else torch.float32
+        hidden = x.to(wide).reshape(1, -1)
+        for n, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            hidden = torch.addmm(bias.to(x.device, wide)[:, None], weight.to(x.device, wide), hidden)
+            if n + 1 < len(self.weights):
+                hidden = self.activation(hidden)
+        return hidden.view(-1, *x.shape)
+
+
+@dataclass(frozen=True)
+class MlpConfig(EncodingConfig):
+    """Options of ``mlp``."""
+
+    name = "mlp"
+    width: int = integer(64, low=1, high=4096, help="units of each hidden layer")
+    layers: int = integer(2, low=2, high=8, help="linear layers, the last one included")
+    activation: str = choice("relu", ("relu", "silu"), help="between the layers: relu as Swin v2, silu as others do")
+
+
+@register_encoding
+class Mlp(BiasEncoding[MlpConfig]):
+    """Continuous bias: ``b[h, i, j] = MLP(sign(i - j) ln(1 + |i - j|))_h``, 1 -> 64 -> H with ReLU.
+
+    Swin v2's log-spaced continuous position bias in one dimension, without its bound of 16 and with a bias in the last
+    layer; also known as dynamic position bias. One network per layer. Causal; in encoders the sign tells the sides
+    apart. The last layer is zero at the start: an exact identity on top of the native encoding; in its place the model
+    starts without positions.
+
+    Source: Liu et al., "Swin Transformer V2: Scaling Up Capacity and Resolution", 2021, arXiv 2111.09883.
+    """
+
+    Config = MlpConfig
+    zero_is_silent = True
+    info = EncodingInfo(
+        title="continuous bias of the log distance",
+        formula="b[h,i,j] = MLP(sign(i - j) ln(1 + |i - j|))_h",
+        paper="Liu et al. 2021, arXiv 2111.09883",
+        identity="on top of the native encoding, at the start (zero last layer)",
+    )
+
+    def __init__(self, config: MlpConfig, host: HostShape) -> None:
+        super().__init__(config, host)
+        self.network = ScalarNetwork([config.width] * (config.layers - 1), host.num_heads, config.activation)
+
+    def start(self, *, keeps_native: bool) -> None:
+        self.network.start()
+
+    def speaking(self) -> list[nn.Parameter]:
+        return self.network.last()
+
+    def prepare(self, distance: Tensor, *, causal: bool) -> Tensor:
+        wide = torch.float32 if distance.device.type == "mps" else torch.float64
+        return torch.sign(distance) * torch.log1p(distance.abs().to(wide))
+
+    def bias(self, prepared: Tensor, *, causal: bool) -> Tensor:
+        return self.network(prepared)
+
+    @classmethod
+    def identity(cls, config: Any, *, keeps_native: bool, host: HostShape) -> bool:
+        return keeps_native
