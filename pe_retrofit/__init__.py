@@ -9,22 +9,54 @@ from . import encodings as _encodings  # noqa: F401  (registers them)
 from .attention import register as _register_attention
 from .config import EncodingConfig
 from .encodings.alibi import AlibiConfig
+from .encodings.conv import ConvConfig
+from .encodings.cope import CopeConfig
+from .encodings.deberta import DebertaConfig
+from .encodings.dual_chunk import DualChunkConfig
 from .encodings.dynamic import DynamicConfig
+from .encodings.fire import FireConfig
+from .encodings.hybrid import IropeConfig, RnopeConfig, SwanConfig
+from .encodings.integer import IntegerConfig
+from .encodings.kerple import KerpleConfig
 from .encodings.learned import LearnedConfig
 from .encodings.linear import LinearConfig
 from .encodings.llama3 import Llama3Config
+from .encodings.lm_infinite import LmInfiniteConfig
 from .encodings.longrope import LongropeConfig
+from .encodings.mlp import MlpConfig
 from .encodings.nope import NopeConfig
+from .encodings.normalized import NormalizedConfig
 from .encodings.ntk import NtkConfig
 from .encodings.partial_rope import PartialRopeConfig
+from .encodings.random_ import RandomConfig
+from .encodings.recurrent import RecurrentConfig
+from .encodings.rerope import ReropeConfig
+from .encodings.sandwich import SandwichConfig
+from .encodings.self_extend import SelfExtendConfig
+from .encodings.shaw import ShawConfig
 from .encodings.sinusoidal import SinusoidalConfig
+from .encodings.string import StringConfig
 from .encodings.t5 import T5Config
+from .encodings.transformer_xl import TransformerXlConfig
+from .encodings.window import WindowConfig
 from .encodings.yarn import YarnConfig
 from .errors import ConfigError, UnknownEncodingError, UnsupportedError
 from .hub import register as _register_hub
 from .patching import patch_model, unpatch_model
 from .registry import get_encoding, list_encodings, register_encoding
-from .sites import BiasEncoding, EncodingInfo, HostShape, InputEncoding, RotationEncoding
+from .sites import (
+    BiasEncoding,
+    Block,
+    EncodingInfo,
+    HostShape,
+    HybridEncoding,
+    InputEncoding,
+    Piece,
+    PiecewiseEncoding,
+    RelativeScore,
+    RotationEncoding,
+    ScoreEncoding,
+)
 from .status import PatchInfo, Status, status
 
 __version__ = "0.1.0"
@@ -35,26 +67,54 @@ _register_hub()
 __all__ = [
     "AlibiConfig",
     "BiasEncoding",
+    "Block",
     "ConfigError",
+    "ConvConfig",
+    "CopeConfig",
+    "DebertaConfig",
+    "DualChunkConfig",
     "DynamicConfig",
     "EncodingConfig",
     "EncodingInfo",
+    "FireConfig",
     "HostShape",
+    "HybridEncoding",
     "InputEncoding",
+    "IntegerConfig",
+    "IropeConfig",
+    "KerpleConfig",
     "LearnedConfig",
     "LinearConfig",
     "Llama3Config",
+    "LmInfiniteConfig",
     "LongropeConfig",
+    "MlpConfig",
     "NopeConfig",
+    "NormalizedConfig",
     "NtkConfig",
     "PartialRopeConfig",
     "PatchInfo",
+    "Piece",
+    "PiecewiseEncoding",
+    "RandomConfig",
+    "RecurrentConfig",
+    "RelativeScore",
+    "ReropeConfig",
+    "RnopeConfig",
     "RotationEncoding",
+    "SandwichConfig",
+    "ScoreEncoding",
+    "SelfExtendConfig",
+    "ShawConfig",
     "SinusoidalConfig",
     "Status",
+    "StringConfig",
+    "SwanConfig",
     "T5Config",
+    "TransformerXlConfig",
     "UnknownEncodingError",
     "UnsupportedError",
+    "WindowConfig",
     "YarnConfig",
     "get_encoding",
     "list_encodings",

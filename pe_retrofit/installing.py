@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import attention
-from .attention.late import LateRotation
+from .attention.late import Fixed, LateRotation
+from .attention.piecewise import PiecewiseRotation
 from .attention.scale import LogitScale
 from .encodings.learned import LearnedConfig
 from .encodings.longrope import Longrope
 from .encodings.nope import Nope, NopeConfig
 from .errors import UnsupportedError
-from .patchers import handoff, rotation, table
+from .patchers import handoff, rotation, table, tails
 from .patchers.context import PositionContext
 from .patchers.family import Host
 from .plan import Plan, check_unscaled, shape_for
 from .proof import Proof
-from .registry import get_encoding
-from .sites import BiasEncoding, InputEncoding, Installed, RotationEncoding
+from .registry import NATIVE, get_encoding
+from .sites import (
+    BiasEncoding,
+    InputEncoding,
+    Installed,
+    LocalInput,
+    PiecewiseEncoding,
+    RotationEncoding,
+    ScoreEncoding,
+)
 
 CHILD = "position_encoding"
 """Name of the child module that carries what is installed on an attention, or on the base model."""
@@ -68,10 +77,10 @@ def install(host: Host, plan: Plan, applied: Applied, kernel: str | None) -> Non
         needs_context, needs_attention = _install_rotation(host, plan, applied)
     elif isinstance(plan.rotation, NopeConfig):
         needs_attention = _install_temperature(host, plan, applied)
-    for config in plan.biases:
+    for config in [*plan.biases, *plan.scores]:
         for layer in plan.layers:
             kind = get_encoding(config.name)
-            assert issubclass(kind, BiasEncoding)
+            assert issubclass(kind, (BiasEncoding, ScoreEncoding))
             module = kind(config, shape_for(host, plan, layer))
             if host.reference_parameter(layer).device.type != "meta":
                 module.start(keeps_native=plan.keeps_native or plan.rotation is not None)
@@ -79,7 +88,7 @@ def install(host: Host, plan: Plan, applied: Applied, kernel: str | None) -> Non
         needs_attention, applied.native = True, False
     if host.family.table is not None:
         needs_context |= _install_table(host, plan, applied)
-    elif plan.input is not None:
+    if plan.input is not None and (host.family.table is None or _local(plan)):
         _install_input(host, plan, applied)
         needs_context = True
 
@@ -87,11 +96,6 @@ def install(host: Host, plan: Plan, applied: Applied, kernel: str | None) -> Non
         applied.kernel = kernel or "auto"
         use_kernel(host, applied, applied.kernel)
         _use_attention(host, applied)
-    elif kernel is not None:
-        raise UnsupportedError(
-            f"kernel={kernel!r} has no meaning for {plan.names!r}: it needs no attention kernel of its own and runs on "
-            "whatever attention implementation the model uses."
-        )
     if needs_context or needs_attention:
         context = PositionContext(
             packs_by_position=host.family.packs_by_position,
@@ -102,6 +106,7 @@ def install(host: Host, plan: Plan, applied: Applied, kernel: str | None) -> Non
         )
         applied.handles.append(host.base.register_forward_pre_hook(context.before, with_kwargs=True))
         applied.handles.append(host.base.register_forward_hook(context.after, with_kwargs=True))
+        applied.handles += _input_hooks(host, plan)
         for block, parent in zip(host.layers, host.attentions, strict=True):
             applied.handles += handoff.install(block, parent)
 
@@ -112,8 +117,12 @@ def _install_rotation(host: Host, plan: Plan, applied: Applied) -> tuple[bool, b
         if not plan.keeps_native:
             applied.native = False
             _replace_rotation(host, applied, plan.layers)
+        elif plan.scores:
+            return _install_fixed(host, plan, applied, plan.layers, None)
         return False, False
     kind = get_encoding(plan.rotation.name)
+    if issubclass(kind, PiecewiseEncoding):
+        return _install_piecewise(host, plan, applied)
     assert issubclass(kind, RotationEncoding)
     encoding = kind(plan.rotation, shape_for(host, plan, plan.layers[0]))
     if isinstance(encoding, Nope):
@@ -127,6 +136,8 @@ def _install_rotation(host: Host, plan: Plan, applied: Applied) -> tuple[bool, b
     concerned = [i for i in plan.layers if None in names or host.config.layer_types[i] in names]
     if kind.length_dependent:
         return _install_late(host, plan, applied, encoding, concerned)
+    if plan.scores:
+        return _install_fixed(host, plan, applied, concerned, encoding)
     if plan.all_layers and rotation.expressible(host, encoding):
         edited = rotation.edited_config(host, encoding)
         _edit_config(host, applied, edited)
@@ -161,16 +172,53 @@ def _install_late(
     rotation.check_layout(host, plan.rotation.name, rotates=True)
     scaling = encoding.attention_factor() if isinstance(encoding, Longrope) else 1.0
     ropes = {layer: host.rope_of(layer) for layer in layers}
-    turning = [layer for layer in layers if getattr(host.attentions[layer], "use_rope", True)]
+    turning = _turning(host, layers)
     for layer in turning:
         own = type(encoding)(plan.rotation, shape_for(host, plan, layer))
-        _child(host, applied, layer, plan.rotation.name, LateRotation(own, ropes[layer], scaling))
+        _child(host, applied, layer, plan.rotation.name, LateRotation(plan.rotation.name, own, ropes[layer], scaling))
     _replace_rotation(host, applied, turning)
     if plan.all_layers and rotation.expressible(host, encoding):
         _edit_config(host, applied, rotation.edited_config(host, encoding))
     else:
         applied.native = False
     return True, True
+
+
+def _install_fixed(
+    host: Host, plan: Plan, applied: Applied, layers: list[int], encoding: RotationEncoding | None
+) -> tuple[bool, bool]:
+    """A rotation (None: the model's own) beside which queries and keys are needed as they were."""
+    name = plan.rotation.name if plan.rotation is not None else NATIVE[0]
+    rotation.check_layout(host, plan.names, rotates=True)
+    turning = _turning(host, layers)
+    for layer in turning:
+        inv_freq, scaling = rotation.frequencies(host, encoding, layer)
+        _child(host, applied, layer, name, LateRotation(name, Fixed(inv_freq), host.rope_of(layer), scaling))
+    _replace_rotation(host, applied, turning)
+    applied.native = False
+    return True, True
+
+
+def _install_piecewise(host: Host, plan: Plan, applied: Applied) -> tuple[bool, bool]:
+    """Keys are cached raw; attention rotates them piece by piece. Window layers of a rotation of their own keep it."""
+    assert plan.rotation is not None
+    rotation.check_layout(host, plan.rotation.name, rotates=True)
+    names = rotation.extended_sets(host)
+    turning = _turning(host, [i for i in plan.layers if None in names or host.config.layer_types[i] in names])
+    for layer in turning:
+        kind = get_encoding(plan.rotation.name)
+        assert issubclass(kind, PiecewiseEncoding)
+        encoding = kind(plan.rotation, shape_for(host, plan, layer))
+        inv_freq, scaling = rotation.frequencies(host, None, layer)
+        _child(host, applied, layer, plan.rotation.name, PiecewiseRotation(encoding, inv_freq, scaling))
+    _replace_rotation(host, applied, turning)
+    applied.native = False
+    return True, True
+
+
+def _turning(host: Host, layers: list[int]) -> list[int]:
+    """Those of the layers that rotate (SmolLM3 has some that do not)."""
+    return [layer for layer in layers if getattr(host.attentions[layer], "use_rope", True)]
 
 
 def _install_table(host: Host, plan: Plan, applied: Applied) -> bool:
@@ -184,16 +232,17 @@ def _install_table(host: Host, plan: Plan, applied: Applied) -> bool:
         applied.buffers_before = table.resize_buffers(host, rows)
         _edit_config(host, applied, {"max_position_embeddings": rows})
         return False
-    if plan.keeps_native and plan.input is None:
+    if plan.keeps_native and (plan.input is None or _local(plan)):
         return False
     encoding: InputEncoding | None = None
-    if plan.input is not None:
+    if plan.input is not None and not _local(plan):
         kind = get_encoding(plan.input.name)
         assert issubclass(kind, InputEncoding)
         encoding = kind(plan.input, shape_for(host, plan, 0))
         encoding = encoding.to(device=old.weight.device, dtype=old.weight.dtype)
         if old.weight.device.type != "meta":
-            encoding.fit(old.weight.detach()[host.reserved_rows :], keeps_native=plan.keeps_native, embedding_rms=0.0)
+            body = old.weight.detach()[host.reserved_rows :]
+            encoding.fit(body, keeps_native=plan.keeps_native, embedding_rms=_embedding_rms(host))
     applied.table_before, applied.table_trained, applied.native = old, old.weight.requires_grad, False
     new_table = table.ReplacedTable(old, encoding, host.reserved_rows, keeps_rows=plan.keeps_native)
     if not plan.keeps_native:
@@ -206,17 +255,41 @@ def _install_input(host: Host, plan: Plan, applied: Applied) -> None:
     assert plan.input is not None
     kind = get_encoding(plan.input.name)
     assert issubclass(kind, InputEncoding)
-    module = _like(kind(plan.input, shape_for(host, plan, 0)), host, 0)
-    embeddings = host.base.get_input_embeddings().weight
-    if embeddings.device.type != "meta":
-        rms = embeddings.detach()[:4096].float().square().mean().sqrt().item()
-        module.fit(None, keeps_native=plan.keeps_native, embedding_rms=rms)
+    shape = replace(shape_for(host, plan, 0), hidden_size=host.config.hidden_size)  # a table may be narrower (ELECTRA)
+    module = _like(kind(plan.input, shape), host, 0)
+    if host.base.get_input_embeddings().weight.device.type != "meta":
+        module.fit(None, keeps_native=plan.keeps_native, embedding_rms=_embedding_rms(host))
     installed = Installed()
     installed[plan.input.name] = module
     setattr(host.base, CHILD, installed.train(host.base.training))
     applied.input_child, applied.native = True, False
     hook = table.AddToInput(host.base)
     applied.handles.append(host.layers[0].register_forward_pre_hook(hook, with_kwargs=True))
+
+
+def _input_hooks(host: Host, plan: Plan) -> list[Any]:
+    """What an input encoding needs beside the positions: neighbours of the past, or the length of the text."""
+    if plan.input is None:
+        return []
+    if _local(plan):
+        remembered = tails.Tails(host.base)
+        return [
+            host.base.register_forward_pre_hook(remembered.before, with_kwargs=True),
+            host.base.register_forward_hook(remembered.after, with_kwargs=True),
+        ]
+    kind = get_encoding(plan.input.name)
+    if host.table is None or not issubclass(kind, InputEncoding) or not kind.needs_length:
+        return []
+    return [host.base.register_forward_pre_hook(table.tie_positions, with_kwargs=True)]
+
+
+def _local(plan: Plan) -> bool:
+    """Whether the input encoding looks at neighbours, and so acts after a position table instead of in its place."""
+    return plan.input is not None and issubclass(get_encoding(plan.input.name), LocalInput)
+
+
+def _embedding_rms(host: Host) -> float:
+    return host.base.get_input_embeddings().weight.detach()[:4096].float().square().mean().sqrt().item()
 
 
 def _replace_rotation(

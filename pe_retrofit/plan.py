@@ -12,7 +12,14 @@ from .encodings.nope import NopeConfig
 from .errors import ConfigError, UnsupportedError
 from .patchers.family import Host
 from .registry import NATIVE, config_from_dict, get_encoding
-from .sites import BiasEncoding, HostShape, InputEncoding, RotationEncoding
+from .sites import (
+    BiasEncoding,
+    HostShape,
+    InputEncoding,
+    PiecewiseEncoding,
+    RotationEncoding,
+    ScoreEncoding,
+)
 
 SCALED = ("linear", "dynamic", "yarn", "longrope", "llama3")
 
@@ -27,7 +34,7 @@ class Plan:
         layers: indices of the layers concerned.
         all_layers: these are all the layers there are.
         trained_length: ``L`` of each host shape, in tokens.
-        rotation / biases / input: the configs by site.
+        rotation / biases / input / scores: the configs by site (a piecewise rotation counts as a rotation).
     """
 
     configs: list[EncodingConfig]
@@ -38,6 +45,7 @@ class Plan:
     rotation: EncodingConfig | None = None
     biases: list[EncodingConfig] = field(default_factory=list)
     input: EncodingConfig | None = None
+    scores: list[EncodingConfig] = field(default_factory=list)
 
     @property
     def names(self) -> str:
@@ -152,23 +160,23 @@ def make_plan(host: Host, configs: Sequence[EncodingConfig], keeps_native: bool,
     for config in configs:
         kind = get_encoding(config.name)
         _check_direction(host, config, chosen)
-        if issubclass(kind, RotationEncoding):
+        if issubclass(kind, (RotationEncoding, PiecewiseEncoding)):
             if plan.rotation is not None:
                 raise UnsupportedError(
                     f"{plan.rotation.name!r} and {config.name!r} both decide the rotation; a layer has one. Use one of "
                     "them, or patch different layers."
                 )
             plan.rotation = config
-        elif issubclass(kind, BiasEncoding):
-            if any(config.name == other.name for other in plan.biases):
+        elif issubclass(kind, (BiasEncoding, ScoreEncoding)):
+            if any(config.name == other.name for other in [*plan.biases, *plan.scores]):
                 raise UnsupportedError(f"{config.name!r} appears twice in one list; once is enough.")
-            plan.biases.append(config)
+            (plan.biases if issubclass(kind, BiasEncoding) else plan.scores).append(config)
         elif issubclass(kind, InputEncoding):
             if plan.input is not None:
                 raise UnsupportedError(f"{plan.input.name!r} and {config.name!r} both act on the input; use one.")
             plan.input = config
         else:
-            raise UnsupportedError(f"{config.name!r} acts at no known site (rotation, bias or input).")
+            raise UnsupportedError(f"{config.name!r} acts at no known site (input, rotation, bias or score).")
     _check_sites(host, plan)
     return plan
 

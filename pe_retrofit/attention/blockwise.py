@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .call import Call
+from .call import Call, tensors_of
 from .reference import eager_attention
 
 BUDGET = 2**24
@@ -27,19 +27,17 @@ def blockwise_attention(call: Call) -> Tensor:
     length, block = call.query.shape[2], block_length(call)
     if block >= length:
         return eager_attention(call)[0]
-    needs_grad = torch.is_grad_enabled() and (
-        call.trains_bias or any(t.requires_grad for t in (call.query, call.key, call.value))
-    )
+    needs_grad = call.trains
     outputs = []
     for start in range(0, length, block):
         part = call.rows(start, min(start + block, length))
         if needs_grad:
-            outputs.append(checkpoint(_output, part, part.query, part.key, part.value, use_reentrant=False))
+            outputs.append(checkpoint(_output, part, *tensors_of(part), use_reentrant=False))
         else:
             outputs.append(eager_attention(part)[0])
     return torch.cat(outputs, dim=2)
 
 
-def _output(part: Call, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Query, key and value are arguments too, so that the checkpoint knows what it holds."""
+def _output(part: Call, *tensors: Tensor) -> Tensor:
+    """The tensors are arguments too, so that the checkpoint knows what it holds."""
     return eager_attention(part)[0]

@@ -8,8 +8,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..config import EncodingConfig
 from ..positions import Positions
-from ..sites import BiasEncoding
+from ..sites import BiasEncoding, Block, Piece, ScoreEncoding
+
+
+@dataclass(frozen=True)
+class Turned:
+    """Queries ``[b, h, q, d]`` and keys ``[b, g, k, d]`` as one piece of a piecewise rotation sees them."""
+
+    piece: Piece
+    query: Tensor
+    key: Tensor
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,12 @@ class Call:
         shift: with contiguous positions, the distance of query row 0 and key column 0; None otherwise.
         biases: what to add to the scores.
         positions: of the whole forward pass.
+        scores: what to add to ``q . k``, from unrotated queries and keys.
+        raw_query, raw_key: these, where ``query`` and ``key`` are rotated; None where they are not.
+        pieces: piecewise rotation; ``q . k`` then comes from these.
+        partial: pairs in no piece are masked.
+        remapped: options of the encoding that the pieces come from.
+        first: index among the keys of query row 0.
     """
 
     query: Tensor
@@ -47,6 +63,13 @@ class Call:
     shift: int | None
     biases: Sequence[BiasEncoding]
     positions: Positions
+    scores: Sequence[ScoreEncoding] = ()
+    raw_query: Tensor | None = None
+    raw_key: Tensor | None = None
+    pieces: Sequence[Turned] = ()
+    partial: bool = False
+    remapped: EncodingConfig | None = None
+    first: int | Tensor = 0
 
     @property
     def groups(self) -> int:
@@ -67,6 +90,10 @@ class Call:
             self,
             query=self.query[:, :, start:stop],
             key=self.key[:, :, :keys],
+            raw_query=None if self.raw_query is None else self.raw_query[:, :, start:stop],
+            raw_key=None if self.raw_key is None else self.raw_key[:, :, :keys],
+            pieces=[Turned(p.piece, p.query[:, :, start:stop], p.key[:, :, :keys]) for p in self.pieces],
+            first=self.first + start,
             value=self.value[:, :, :keys],
             mask=mask,
             limit=limit,
@@ -85,6 +112,9 @@ class Call:
             self,
             query=pick(self.query),
             key=pick(self.key),
+            raw_query=None if self.raw_query is None else pick(self.raw_query),
+            raw_key=None if self.raw_key is None else pick(self.raw_key),
+            pieces=[Turned(p.piece, pick(p.query), pick(p.key)) for p in self.pieces],
             value=pick(self.value),
             mask=None if self.mask is None else pick(self.mask),
             query_positions=pick(self.query_positions),
@@ -109,7 +139,50 @@ class Call:
             total = part if total is None else total + part
         return total
 
+    def block(self) -> Block:
+        """What score encodings see of this call."""
+        return Block(
+            query=self.query if self.raw_query is None else self.raw_query,
+            key=self.key if self.raw_key is None else self.raw_key,
+            query_positions=self.query_positions,
+            key_positions=self.key_positions,
+            causal=self.causal,
+            scaling=self.scaling,
+            allowed=self.allowed() if self.mask is None or self.mask.dtype == torch.bool else _open(self.mask),
+            first=self.first,
+        )
+
     @property
     def trains_bias(self) -> bool:
         """Whether a gradient must reach parameters of a bias."""
         return any(encoding.trains for encoding in self.biases)
+
+    @property
+    def trains(self) -> bool:
+        """Whether a gradient must reach anything."""
+        tensors = [self.query, self.key, self.value]
+        modules = [*self.biases, *self.scores]
+        return torch.is_grad_enabled() and (
+            any(t.requires_grad for t in tensors) or any(encoding.trains for encoding in modules)
+        )
+
+
+def _open(mask: Tensor) -> Tensor:
+    """Where a mask that is added to the scores leaves a pair visible."""
+    return mask > torch.finfo(mask.dtype).min / 2
+
+
+def tensors_of(call: Call) -> list[Tensor]:
+    """What a call computes with: queries, keys and values in all their forms."""
+    tensors = [call.query, call.key, call.value, *(t for p in call.pieces for t in (p.query, p.key))]
+    return tensors + [t for t in (call.raw_query, call.raw_key) if t is not None]
+
+
+def with_tensors(call: Call, tensors: Sequence[Tensor]) -> Call:
+    """The call with other tensors, in the order of :func:`tensors_of`."""
+    left = iter(tensors)
+    query, key, value = next(left), next(left), next(left)
+    pieces = [Turned(p.piece, next(left), next(left)) for p in call.pieces]
+    raw_query = None if call.raw_query is None else next(left)
+    raw_key = None if call.raw_key is None else next(left)
+    return replace(call, query=query, key=key, value=value, pieces=pieces, raw_query=raw_query, raw_key=raw_key)

@@ -16,9 +16,10 @@ from transformers.masking_utils import sdpa_mask
 
 from ..errors import UnsupportedError
 from ..positions import KEYWORD, Positions
-from ..sites import BiasEncoding
+from ..sites import BiasEncoding, ScoreEncoding
 from .call import Call
 from .late import LateRotation
+from .piecewise import PiecewiseRotation
 from .reference import eager_attention
 from .scale import LogitScale
 from .select import run
@@ -82,23 +83,29 @@ def attention_forward(
     call = _normalise(
         module, query, key, value, attention_mask, dropout, scaling, is_causal, softcap, s_aux, positions, installed
     )
-    late = next((m for m in installed if isinstance(m, LateRotation)), None)
+    turn = next((m for m in installed if isinstance(m, (LateRotation, PiecewiseRotation))), None)
     kernel = getattr(module, "_position_encoding_kernel", "auto") if installed else "auto"
-    if weights_wanted:
-        if late is not None:
+    weights: list[Tensor] = []
+
+    def attend(call: Call) -> Tensor:
+        if not weights_wanted:
+            return run(call, kernel)
+        if weights:
             raise UnsupportedError(
-                f"output_attentions=True is not available with encoding {late.name!r}, which scores each group of "
-                "queries with its own rotation. Ask without attentions."
+                f"output_attentions=True is not available with encoding {turn.name!r} here: it scores each group of "
+                "queries with a rotation of its own. Ask without attentions."
             )
-        output, weights = eager_attention(call)
-        return output.transpose(1, 2).contiguous(), weights
-    output = late(call, kernel) if late is not None else run(call, kernel)
-    return output.transpose(1, 2).contiguous(), None
+        output, found = eager_attention(call)
+        weights.append(found)
+        return output
+
+    output = turn(call, attend) if turn is not None else attend(call)
+    return output.transpose(1, 2).contiguous(), weights[0] if weights else None
 
 
 def _adds_nothing(item: nn.Module) -> bool:
-    """A bias that is zero and stays so: the layer is then computed exactly as without it."""
-    return isinstance(item, BiasEncoding) and item.silent and not item.trains
+    """What is zero and stays so: the layer is then computed exactly as without it."""
+    return isinstance(item, (BiasEncoding, ScoreEncoding)) and item.silent and not item.trains
 
 
 def _masks_break(positions: Positions, mask: Tensor | None) -> bool:
@@ -178,4 +185,6 @@ def _normalise(
         shift=shift,
         biases=[m for m in installed if isinstance(m, BiasEncoding)],
         positions=positions,
+        scores=[m for m in installed if isinstance(m, ScoreEncoding)],
+        first=positions.first_query - positions.first_key(layer),
     )

@@ -64,8 +64,13 @@ def native_sets(host: Host, encoding: RotationEncoding) -> list[str | None]:
     Where window layers have a set of their own (Gemma 3), encodings that extend the context leave it: no distance
     there ever exceeds the window.
     """
+    return extended_sets(host) if encoding.extends else list(host.rope_sets)
+
+
+def extended_sets(host: Host) -> list[str | None]:
+    """The rope parameter sets of the layers that see the whole context."""
     names = list(host.rope_sets)
-    if encoding.extends and len(names) > 1:
+    if len(names) > 1:
         return [name for name in names if name != "sliding_attention"] or names
     return names
 
@@ -120,15 +125,25 @@ def restore_rotary(host: Host, before: nn.Module) -> None:
     setattr(host.base, str(host.family.rotary), before.to(_device(current, host)))
 
 
-def frequencies(host: Host, encoding: RotationEncoding, layer: int) -> tuple[list[float], float]:
-    """Frequencies and scaling an encoding gives to one layer, when the config cannot say it."""
+def frequencies(host: Host, encoding: RotationEncoding | None, layer: int) -> tuple[list[float], float]:
+    """Frequencies and scaling of one layer: an encoding's, or the model's own.
+
+    Raises:
+        UnsupportedError: the model's own depend on the length of the text.
+    """
     shape, rope = host.shape(layer), host.rope_of(layer)
     if isinstance(encoding, PartialRope):
         inv_freq = default_inv_freq(rope["rope_theta"], shape.rotary_dim)
         inv_freq[encoding.kept() :] = 0.0
         return inv_freq.tolist(), 1.0
-    new = encoding.rope_parameters(rope)
-    if new["rope_type"] == "default":
+    new = dict(rope) if encoding is None else encoding.rope_parameters(rope)
+    if new.get("rope_type") in ("dynamic", "longrope"):
+        raise UnsupportedError(
+            f"The model's own rotation (rope_type={new['rope_type']!r}) depends on the length of the text, so it "
+            "cannot be done inside the attention as this encoding needs. Name the rotation in the list, e.g. "
+            f"['{new['rope_type']}', ...], or patch without keeping it."
+        )
+    if new.get("rope_type", "default") == "default":
         return default_inv_freq(new["rope_theta"], shape.rotary_dim).tolist(), 1.0
     with torch.device("cpu"):
         inv_freq, scaling = ROPE_INIT_FUNCTIONS[new["rope_type"]](_RopeOnly(host, shape.head_dim, new))

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from ..encodings.learned import LearnedConfig, extend_table
 from ..positions import KEYWORD
-from ..sites import InputEncoding, Installed
+from ..sites import InputEncoding, Installed, LocalInput
+from ..sites.input import more_arguments
+from ..sites.local import neighbours
+from . import tails
 from .family import Host, follow
 
 
@@ -42,9 +45,20 @@ class ReplacedTable(nn.Embedding):
             vectors = super().forward(position_ids)
         else:
             vectors = self.weight.new_zeros(*position_ids.shape, self.embedding_dim)
+        context = getattr(position_ids, KEYWORD, None)
         for part in getattr(self, "position_encoding", {}).values():
-            vectors = vectors + part((position_ids - self.offset).clamp_min(0))
+            more = () if context is None else more_arguments(part, context)
+            vectors = vectors + part((position_ids - self.offset).clamp_min(0), *more)
         return vectors
+
+
+def tie_positions(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    """Forward pre-hook of a base model: its table finds all that is known of the positions on ``position_ids``."""
+    if KEYWORD not in kwargs:
+        return None
+    position_ids = kwargs["position_ids"].clone()
+    setattr(position_ids, KEYWORD, kwargs[KEYWORD])
+    return args, {**kwargs, "position_ids": position_ids}
 
 
 def set_table(host: Host, table: nn.Module) -> None:
@@ -97,14 +111,19 @@ def restore_buffers(host: Host, old: dict[str, Tensor]) -> None:
 
 
 class AddToInput:
-    """Forward pre-hook of the first layer of a decoder: adds the base model's input encodings to the hidden states."""
+    """Forward pre-hook of the first layer: the base model's input encodings change the hidden states."""
 
     def __init__(self, base: Any) -> None:
         self.base = base
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         hidden = args[0] if args else kwargs["hidden_states"]
-        position_ids = kwargs[KEYWORD].query.to(hidden.device)
-        for encoding in self.base.position_encoding.values():
-            hidden = hidden + encoding(position_ids).to(hidden.dtype)
+        positions = kwargs[KEYWORD]
+        for name, encoding in self.base.position_encoding.named_children():
+            if isinstance(encoding, LocalInput):
+                near = neighbours(positions, *encoding.sides)
+                hidden = tails.change(name, encoding, hidden, near, positions.shared)
+            else:
+                more = (extra.to(hidden.device) for extra in more_arguments(encoding, positions))
+                hidden = hidden + encoding(positions.query.to(hidden.device), *more).to(hidden.dtype)
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})

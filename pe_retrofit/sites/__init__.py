@@ -2,8 +2,10 @@
 
 from .bias import BiasEncoding
 from .encoding import Encoding, EncodingInfo, HostShape, Site
-from .input import InputEncoding
+from .hybrid import HybridEncoding
+from .input import InputEncoding, ScalarInput
 from .installed import Installed
+from .local import LocalInput
 from .piecewise import Piece, PiecewiseEncoding
 from .rotation import RotationEncoding, default_inv_freq
 from .score import Block, RelativeScore, ScoreEncoding
@@ -14,12 +16,15 @@ __all__ = [
     "Encoding",
     "EncodingInfo",
     "HostShape",
+    "HybridEncoding",
     "InputEncoding",
     "Installed",
+    "LocalInput",
     "Piece",
     "PiecewiseEncoding",
     "RelativeScore",
     "RotationEncoding",
+    "ScalarInput",
     "ScoreEncoding",
     "Site",
     "default_inv_freq",

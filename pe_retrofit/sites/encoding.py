@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 from ..config import EncodingConfig
 
-Site = Literal["input", "rotation", "bias", "score"]
+Site = Literal["input", "rotation", "bias", "score", "hybrid"]
 C = TypeVar("C", bound=EncodingConfig)
 """Options of an encoding."""
 
@@ -27,6 +27,7 @@ class EncodingInfo:
         causal / bidirectional: where the encoding holds.
         relative: adding a constant to all positions changes nothing.
         identity: when the patched model equals the original exactly, in words; empty when never.
+        breaks: for encodings that teach rather than serve: which properties they lack, in words. Patching warns of it.
     """
 
     title: str
@@ -36,6 +37,7 @@ class EncodingInfo:
     bidirectional: bool = True
     relative: bool = True
     identity: str = ""
+    breaks: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -61,6 +62,8 @@ class PiecewiseEncoding(Encoding[C]):
     """
 
     site = "score"
+    masks: ClassVar[bool] = False
+    """Whether pairs with ``i >= j`` may lie in no piece."""
 
     def __init__(self, config: C, host: HostShape) -> None:
         self.config = config

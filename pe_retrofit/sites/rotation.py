@@ -46,6 +46,14 @@ class RotationEncoding(Encoding[C]):
         """Length each query's rotation is made for: int64, same shape as ``positions``. Only when length dependent."""
         raise NotImplementedError
 
+    def amplitude(self, positions: Tensor, length: int, *, query: bool) -> Tensor | None:
+        """float32 ``[b, t, rotary_dim / 2]`` factor on queries (or keys) at positions ``[b, t]``; None: 1.
+
+        Args:
+            length: the group, as :meth:`groups` numbers them.
+        """
+        return None
+
     @staticmethod
     def _keep(rope: Mapping[str, Any]) -> dict[str, Any]:
         return {k: rope[k] for k in ("rope_theta", "partial_rotary_factor") if rope.get(k) is not None}
