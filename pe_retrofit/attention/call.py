@@ -161,7 +161,7 @@ class Call:
     def trains(self) -> bool:
         """Whether a gradient must reach anything."""
         tensors = [self.query, self.key, self.value]
-        modules = [*self.biases, *self.scores]
+        modules: list[BiasEncoding | ScoreEncoding] = [*self.biases, *self.scores]
         return torch.is_grad_enabled() and (
             any(t.requires_grad for t in tensors) or any(encoding.trains for encoding in modules)
         )

@@ -92,7 +92,7 @@ def attention_forward(
             return run(call, kernel)
         if weights:
             raise UnsupportedError(
-                f"output_attentions=True is not available with encoding {turn.name!r} here: it scores each group of "
+                f"output_attentions=True is not available with encoding {turn.name if turn else ''!r} here: it scores each group of "
                 "queries with a rotation of its own. Ask without attentions."
             )
         output, found = eager_attention(call)

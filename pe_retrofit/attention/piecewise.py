@@ -41,7 +41,8 @@ class PiecewiseRotation(nn.Module):
         call = replace(call, raw_query=call.query, raw_key=call.key)
         if call.query.shape[2] == 1 and not alone:
             return attend(self._one_query(call, pieces, inv_freq))
-        turned, keys = [], {}
+        turned: list[Turned] = []
+        keys: dict[Tensor, Tensor] = {}
         for piece in pieces:
             at = piece.key(call.key_positions)
             known = next((k for k in keys if torch.equal(k, at)), None)

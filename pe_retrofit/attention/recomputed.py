@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .blockwise import blockwise_attention
 from .call import Call, tensors_of, with_tensors
@@ -21,7 +21,7 @@ Kernel = Callable[[Call], Tensor]
 @torch.compiler.disable
 def recomputed(kernel: Kernel, call: Call) -> Tensor:
     """Output ``[b, h, q, d]`` of ``kernel(call)``, differentiable with respect to tensors and parameters."""
-    modules = [*call.biases, *call.scores]
+    modules: list[nn.Module] = [*call.biases, *call.scores]
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     tensors = tensors_of(call)
     return _Recomputed.apply(call, kernel, len(tensors), *tensors, *parameters)

@@ -194,7 +194,8 @@ def _forward(call: Call, kernel: str) -> Tensor:
 def _check_whole(call: Call) -> None:
     """Refuse a part of the heads: slopes and tables hold one entry for each of them."""
     heads = call.query.shape[1]
-    local = next((e.host.num_heads for e in [*call.biases, *call.scores] if e.host.num_heads != heads), None)
+    shapes = [e.host for e in call.biases] + [e.host for e in call.scores]
+    local = next((shape.num_heads for shape in shapes if shape.num_heads != heads), None)
     if local is not None or type(call.query).__name__ == "DTensor":
         raise UnsupportedError(
             f"The attention got {heads} query heads of the {local or heads} its encoding was made for, or sharded "

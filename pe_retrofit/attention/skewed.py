@@ -2,7 +2,8 @@
 
 The product of a block of queries with the rows of all its distances is ``P[r, c]``, where column ``c`` is the distance
 ``i - j``; what pair (r, j) needs stands one column further to the left in every row. That is a *view* of ``P`` with
-strides (width - 1, 1), which goes as the mask into PyTorch's fused attention. So it is for the keys, tile by tile. Nothing of size ``q x k x d`` exists, and no index is gathered per pair.
+strides (width - 1, 1), which goes as the mask into PyTorch's fused attention; likewise for the keys, tile by tile.
+Nothing of size ``q x k x d`` exists, and no index is gathered per pair.
 """
 
 from __future__ import annotations

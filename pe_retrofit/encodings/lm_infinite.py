@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,14 +61,14 @@ class LmInfinite(PiecewiseEncoding[LmInfiniteConfig]):
     def pieces(self) -> list[Piece]:
         w, sinks, limit = self.window, self.config.sinks, self.limit
         near = [Piece(high=min(w, limit))]
-        held = {"query": lambda i: torch.full_like(i, limit), "key": torch.zeros_like}
+        held = Piece(query=lambda i: torch.full_like(i, limit), key=torch.zeros_like)
         if limit < w:
-            near.append(Piece(low=limit, high=w, **held))
+            near.append(replace(held, low=limit, high=w))
         if not sinks:
             return near
         if w < limit:
             near.append(Piece(low=w, high=limit, before=sinks))
-        return [*near, Piece(low=max(w, limit), before=sinks, **held)]
+        return [*near, replace(held, low=max(w, limit), before=sinks)]
 
     @classmethod
     def identity(cls, config: Any, *, keeps_native: bool, host: HostShape) -> bool:
