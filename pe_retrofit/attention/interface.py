@@ -92,8 +92,8 @@ def attention_forward(
             return run(call, kernel)
         if weights:
             raise UnsupportedError(
-                f"output_attentions=True is not available with encoding {turn.name if turn else ''!r} here: it scores each group of "
-                "queries with a rotation of its own. Ask without attentions."
+                f"output_attentions=True is not available with {turn.name if turn else 'this encoding'!r} here: it "
+                "scores each group of queries with a rotation of its own. Ask without attentions."
             )
         output, found = eager_attention(call)
         weights.append(found)
