@@ -17,7 +17,14 @@ from .layering import split_spec
 from .patching import patch_model
 from .plan import parse_spec
 from .registry import get_encoding
-from .sites import BiasEncoding, HostShape, HybridEncoding, InputEncoding, default_inv_freq
+from .sites import (
+    BiasEncoding,
+    HostShape,
+    HybridEncoding,
+    InputEncoding,
+    LocalInput,
+    default_inv_freq,
+)
 
 SEED = 0
 
@@ -197,6 +204,8 @@ def _hybrid(config: EncodingConfig, count: int) -> HybridView:
 
 def _input(module: InputEncoding, shape: Shape) -> InputView:
     module.fit(None, keeps_native=False, embedding_rms=1.0)
+    if isinstance(module, LocalInput):
+        return _response(module)
     rows = getattr(module.config, "max_positions", shape.length)
     with torch.no_grad():
         positions = torch.arange(min(shape.length, rows))
@@ -205,6 +214,21 @@ def _input(module: InputEncoding, shape: Shape) -> InputView:
         filled = fill_zero_parameters(module)
         note = f"{', '.join(filled)}: zero at the start, shown with random values (seed {SEED})"
         return InputView(module(positions).double(), note)
+
+
+def _response(module: LocalInput) -> InputView:
+    """What one token brings to itself and to each of its neighbours: for a convolution, its kernel."""
+    filled = fill_zero_parameters(module)
+    before, after = module.sides
+    text = torch.zeros(1, before + 1 + after, module.host.hidden_size)
+    with torch.no_grad():
+        nothing = module(text)
+        text[:, after] = 1.0
+        added = module(text) - text - nothing
+    note = f"what a token of ones, at {after}, brings to the tokens it reaches"
+    if filled:
+        note += f"; {', '.join(filled)}: zero at the start, shown with random values (seed {SEED})"
+    return InputView(added[0].double(), note)
 
 
 def _rotation(config: EncodingConfig, shape: Shape) -> RotationView:

@@ -18,12 +18,22 @@ import transformers as hf
 
 from pe_retrofit import (
     AlibiConfig,
+    BiasEncoding,
+    ConvConfig,
     DynamicConfig,
+    FireConfig,
+    KerpleConfig,
     LearnedConfig,
     LongropeConfig,
+    MlpConfig,
+    NormalizedConfig,
+    RecurrentConfig,
+    SandwichConfig,
     SinusoidalConfig,
     T5Config,
+    WindowConfig,
     YarnConfig,
+    get_encoding,
     patch_model,
 )
 
@@ -277,7 +287,10 @@ class EncodingCase:
         keeps: the native encoding stays.
         input: acts on the embeddings.
         own_rotation: needs frequencies of our own where it is not the whole model's.
-        heats: has a temperature, so it runs through our attention function, which chooses the kernel itself.
+        heats: runs through our attention function without a bias that is the same in all layers: temperatures, hybrids.
+        groups: for hybrids, how many groups of layers are patched in the matrix's models; 0: all layers alike.
+        general: a bias that is no function of the distance.
+        caches: a cache that was filled can be continued.
         hosts: names of the hosts it is tested on; None: all.
     """
 
@@ -297,7 +310,17 @@ class EncodingCase:
     input: bool = False
     own_rotation: bool = False
     heats: bool = False
+    groups: int = 0
+    general: bool = False
+    caches: bool = True
     hosts: tuple[str, ...] | None = None
+
+    @property
+    def biases(self) -> list[str]:
+        """Names of the biases in the spec."""
+        entries = self.spec if isinstance(self.spec, list) else [self.spec]
+        names = [entry if isinstance(entry, str) else entry.name for entry in entries]
+        return [name for name in names if name != "native" and issubclass(get_encoding(name), BiasEncoding)]
 
     def patch(self, model: Any, *, fill: bool = True, **more: Any) -> Any:
         """Patch; learned parameters get random values unless ``fill=False``, so that tests can fail."""
@@ -327,6 +350,8 @@ def learned_parameters(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
 EVERY_SECOND = slice(1, None, 2)
 CORE = ("llama", "gemma2", "gemma3", "gpt_oss", "stablelm", "gpt_neox", "bert", "roberta", "bert_decoder")
 """Hosts that differ from each other in what attention sees; enough for an encoding like others that run on all."""
+WIDE = (*CORE, "distilbert", "electra", "bert_cross")
+"""These, and the ones that differ in their embeddings."""
 _ENCODINGS = [
     EncodingCase("linear", "linear", {"factor": 2.0}, scales=True),
     EncodingCase("ntk", "ntk", {"factor": 4.0}, scales=True),
@@ -395,6 +420,36 @@ _ENCODINGS = [
         encoder=False,
     ),
     EncodingCase("alibi+t5", [AlibiConfig(), T5Config(16, 40)], learned=True, bias=True),
+    EncodingCase("rnope", "rnope", {"every": 2, "window": 9}, encoder=False, heats=True, groups=2, hosts=CORE),
+    EncodingCase(
+        "irope",
+        "irope",
+        {"every": 2, "floor_scale": 7},
+        encoder=False,
+        heats=True,
+        relative=False,
+        groups=1,
+        hosts=CORE,
+    ),
+    EncodingCase(
+        "swan",
+        "swan",
+        {"every": 2, "window": 9, "floor_scale": 7},
+        encoder=False,
+        heats=True,
+        relative=False,
+        groups=2,
+        hosts=CORE,
+    ),
+    EncodingCase(
+        "per_layer",
+        {(0,): ["native", "alibi"], "1": ["native", T5Config(16, 40)], "rest": "native"},
+        learned=True,
+        heats=True,
+        keeps=True,
+        groups=2,
+        hosts=CORE,
+    ),
     EncodingCase("nope/2", "nope", layers=EVERY_SECOND, encoder=False),
     EncodingCase("yarn/2", "yarn", {"factor": 4.0, "beta_fast": 4.0}, layers=[0, 1], scales=True, own_rotation=True),
     EncodingCase(
@@ -410,13 +465,80 @@ _ENCODINGS = [
     EncodingCase("t5/2", "t5", {"num_buckets": 16, "max_distance": 40}, layers=[0, 2], learned=True, bias=True),
     EncodingCase("alibi/2", "alibi", layers=[1], bias=True),
     EncodingCase("native+alibi/2", ["native", "alibi"], layers=[0, -1], bias=True, keeps=True),
+    EncodingCase("kerple", "kerple", learned=True, bias=True, hosts=CORE),
+    EncodingCase("kerple_power", "kerple", {"variant": "power"}, learned=True, bias=True, hosts=CORE),
+    EncodingCase(
+        "fire", "fire", {"width": 8, "length": 20}, relative=False, learned=True, bias=True, general=True, hosts=CORE
+    ),
+    EncodingCase("mlp", "mlp", {"width": 8}, learned=True, bias=True, hosts=CORE),
+    EncodingCase("sandwich", "sandwich", {"dim": 16}, learned=True, bias=True, hosts=CORE),
+    EncodingCase("window", "window", {"size": 9}, bias=True, hosts=CORE),
+    EncodingCase(
+        "native+kerple",
+        ["native", KerpleConfig()],
+        learned=True,
+        bias=True,
+        keeps=True,
+        identity="always",
+        hosts=CORE,
+    ),
+    EncodingCase(
+        "native+fire",
+        ["native", FireConfig(8, length=20)],
+        relative=False,
+        learned=True,
+        bias=True,
+        general=True,
+        keeps=True,
+        identity="always",
+        hosts=CORE,
+    ),
+    EncodingCase(
+        "native+sandwich",
+        ["native", SandwichConfig(16)],
+        learned=True,
+        bias=True,
+        keeps=True,
+        identity="always",
+        hosts=CORE,
+    ),
+    EncodingCase("native+window", ["native", WindowConfig(9)], bias=True, keeps=True, hosts=CORE),
+    EncodingCase("native+window/2", ["native", WindowConfig(9)], layers=[0, 2], bias=True, keeps=True, hosts=CORE),
+    EncodingCase("nope+mlp", ["nope", MlpConfig(8)], learned=True, bias=True, encoder=False, hosts=CORE),
+    EncodingCase("conv", "conv", learned=True, input=True, hosts=WIDE),
+    EncodingCase(
+        "native+conv", ["native", ConvConfig(5)], learned=True, input=True, keeps=True, identity="always", hosts=WIDE
+    ),
+    EncodingCase("recurrent", "recurrent", {"window": 4, "hidden": 8}, learned=True, input=True, hosts=WIDE),
+    EncodingCase(
+        "native+recurrent",
+        ["native", RecurrentConfig(5, 8)],
+        learned=True,
+        input=True,
+        keeps=True,
+        identity="always",
+        hosts=WIDE,
+    ),
+    EncodingCase("integer", "integer", {"scale": 0.1}, relative=False, learned=True, input=True, hosts=CORE),
+    EncodingCase("random", "random", {"seed": 3}, relative=False, learned=True, input=True, hosts=CORE),
+    EncodingCase("normalized", "normalized", relative=False, learned=True, input=True, caches=False, hosts=WIDE),
+    EncodingCase(
+        "native+normalized",
+        ["native", NormalizedConfig()],
+        relative=False,
+        learned=True,
+        input=True,
+        keeps=True,
+        caches=False,
+        hosts=CORE,
+    ),
 ]
 ENCODINGS = {encoding.name: encoding for encoding in _ENCODINGS}
 
 
 def refusal(host: HostCase, encoding: EncodingCase) -> str | None:
     """A pattern the error must match where a cell has to be refused; None where it has to work."""
-    subset = encoding.layers is not None
+    subset = encoding.layers is not None or encoding.groups > 0
     if not host.causal and not encoding.encoder:
         return "holds for causal attention only"
     if not host.rotates:

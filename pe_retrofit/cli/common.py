@@ -106,26 +106,18 @@ def read_layers(text: str) -> Any:
         ConfigError: anything else.
     """
     from ..errors import ConfigError
+    from ..layering import read_selector
 
     text = text.strip()
     if text.lower() == "all":
         return None
     try:
-        if ":" in text:
-            bounds = [int(bound) if bound.strip() else None for bound in text.split(":")]
-            if len(bounds) > 3:
-                raise ValueError
-            return slice(*bounds) if bounds[2:] != [0] else _zero_step()
-        return [int(index) for index in text.split(",")]
+        return read_selector(text)
     except ValueError as error:
         raise ConfigError(
             f"--layers {text!r} is not understood. Write all, indices such as 0,3,7, or a slice such as 3::4 (every "
             "fourth from the fourth on) or -4: (the last four)."
         ) from error
-
-
-def _zero_step() -> slice:
-    raise ValueError("slice step 0")
 
 
 def print_json(value: Any) -> None:

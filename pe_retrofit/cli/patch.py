@@ -20,6 +20,8 @@ Examples:
 
   pe-retrofit patch ./my-llama nope --layers 3::4 --out my-llama-hybrid
 
+  pe-retrofit patch ./my-llama rnope window=2048 --out my-llama-rnope
+
   pe-retrofit patch ./minilm learned max_positions=2048 --out minilm-2k --json
 """
 
