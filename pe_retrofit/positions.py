@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .errors import UnsupportedError
-from .held import Held, held_by
+from .held import Held, check_plain, held_by
 
 KEYWORD = "position_encoding_context"
 """Name of the keyword argument that carries :class:`Positions` through a model."""
@@ -46,6 +46,7 @@ class Positions:
         packed: row and index of the first token of the first sequence that a packed input starts after another one.
         weights: the caller asked for attention weights (some layers keep that from their attention).
         held: what a cache that forgets holds before this pass; None for others.
+        real: bool ``[b, t]`` from the 2D mask, all tokens seen so far at least; None without one.
         shared: results that layers share within this pass.
     """
 
@@ -59,6 +60,7 @@ class Positions:
     packed: tuple[int, int] | None = None
     weights: bool = False
     held: Held | None = None
+    real: Tensor | None = None
     shared: dict[Any, Any] = field(default_factory=dict)
 
     def ordered(self) -> bool:
@@ -153,9 +155,9 @@ def resolve(
     mask = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 else None
     if mask is not None:
         mask = mask.to(device=device, dtype=torch.bool)
-        if held is not None:
-            cache.layers[0].fits(mask)
     query = _query_positions(position_ids, mask, past, query_length, device)
+    if held is not None:
+        check_plain(cache, query, mask, past)
     counts: Tensor | None = None
     if mask is not None and isinstance(past, int) and mask.shape[1] == past + query_length:
         counts = _counts(mask)
@@ -181,13 +183,17 @@ def resolve(
         seen = mask if mask is None or held is None else held.cut(mask)
         contiguous = _contiguous(tokens[:, : past + query_length], seen)
 
+    if held is not None:
+        query, tokens = held.moved(query, tokens)
     sliding: tuple[bool, ...] = ()
     window_offset = 0
     if cache is not None:
         sliding = _sliding(cache)
         if True in sliding:
             window_offset = int(cache.get_mask_sizes(query_length, sliding.index(True))[1])
-    return Positions(query, tokens, past, contiguous, sliding, window_offset, counts is not None, packed, held=held)
+    return Positions(
+        query, tokens, past, contiguous, sliding, window_offset, counts is not None, packed, held=held, real=mask
+    )
 
 
 def remember(cache: Any, positions: Positions) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from transformers.cache_utils import Cache
 
 from ..errors import ConfigError
-from .checks import require_count, require_relative, require_sinks, windows
+from .checks import patches_of, require_count, require_relative, require_sinks, windows
 from .layers import ForgetfulLayer
 
 
@@ -47,13 +47,14 @@ class SegmentCache(Cache):
 class SinkCache(Cache):
     """The cache of ``lm_infinite``: the first ``sinks`` tokens and the last ``window``, and nothing between.
 
-    Keys are kept unrotated and get their positions within what is held, so angles stay small however long the text is.
-    Equal to ``lm_infinite`` without a cache: the same tokens are attended to, at the same distances. All rows must be
-    of equal length: padding would take the place of the first tokens.
+    Keys are kept unrotated. Positions are counted anew within what is held: the window moves up to where every first
+    token is still further away than ``max(W, L)``, beyond which all distances to it count as ``L``. So angles stay
+    small however long the text is. Equal to ``lm_infinite`` without a cache: the same tokens are attended to, at the
+    same distances. Rows must be of equal length: padding would take the place of the first tokens.
 
     Args:
         model: a decoder patched with ``lm_infinite`` in all layers.
-        sinks, window: those of the encoding, which are the default; others are refused.
+        sinks, window: tokens, those of the encoding by default; others are refused.
 
     Source: Han et al., "LM-Infinite: Zero-Shot Extreme Length Generalization for Large Language Models", 2023, arXiv
     2308.16137; Xiao, Tian, Chen, Han, Lewis, "Efficient Streaming Language Models with Attention Sinks", 2023, arXiv
@@ -65,13 +66,14 @@ class SinkCache(Cache):
     """
 
     def __init__(self, model: Any, sinks: int | None = None, window: int | None = None) -> None:
-        host, config = require_sinks(model)
-        for name, given in (("sinks", sinks), ("window", window)):
-            own = getattr(config, name)
+        host, encoding = require_sinks(model)
+        self.sinks, self.window = encoding.config.sinks, encoding.window
+        for name, given, own in (("sinks", sinks, self.sinks), ("window", window, self.window)):
             if given is not None and given != own:
                 raise ConfigError(
                     f"{name}={given!r} differs from the {name}={own} that the model was patched with. Leave it out, or "
                     f"patch again with patch_model(model, 'lm_infinite', {name}={given!r})."
                 )
-        super().__init__(layers=[ForgetfulLayer(config.window - 1, config.sinks) for _ in host.layers])
-        self.sinks, self.window = config.sinks, config.window
+        super().__init__(layers=[ForgetfulLayer(self.window - 1, self.sinks) for _ in host.layers])
+        alone = all(len(applied.entries) == 1 for applied in patches_of(host))  # nothing else reads the positions
+        self.reach = max(self.window, encoding.limit) if alone else None

@@ -83,7 +83,7 @@ def require_relative(model: Any) -> Host:
 
 
 def require_sinks(model: Any) -> tuple[Host, Any]:
-    """The host of a model patched with ``lm_infinite`` in all layers, and its options.
+    """The host of a model patched with ``lm_infinite`` in all layers, and the encoding of one of them.
 
     Raises:
         UnsupportedError: it is not, or has sliding-window layers of its own.
@@ -102,10 +102,18 @@ def require_sinks(model: Any) -> tuple[Host, Any]:
             f"{type(host.base).__name__} has sliding-window layers, which do not see the first tokens that SinkCache "
             "keeps. Use SegmentCache with a relative encoding."
         )
-    options = [e for a in found for e in a.entries if e["name"] == SINKS]
+    entries = [e for a in patches_of(host) for e in a.entries if e["name"] not in NATIVE]
+    inputs = [e["name"] for e in entries if get_encoding(e["name"]).site == "input"]
+    if inputs:
+        raise UnsupportedError(
+            f"{inputs[0]!r} acts on the embeddings, by what SinkCache does not keep. Patch with {SINKS!r} alone."
+        )
+    options = [e for e in entries if e["name"] == SINKS]
     if any(o != options[0] for o in options):
         raise UnsupportedError(f"The layers have {SINKS!r} with different options; patch all of them with the same.")
-    return host, config_from_dict(options[0])
+    installed: Any = host.attentions[0]
+    turns = [getattr(m, "encoding", None) for m in installed.position_encoding.values()]
+    return host, next(e for e in turns if e is not None and e.config.name == SINKS)
 
 
 def windows(host: Host) -> list[int | None]:

@@ -57,18 +57,6 @@ class ForgetfulLayer(DynamicLayer):
         first = min(self.sinks, self.cumulative_length)
         return first, max(first, self.cumulative_length - self.memory)
 
-    def fits(self, mask: Tensor) -> None:
-        """Check the 2D bool mask ``[b, t]`` of all tokens.
-
-        Raises:
-            UnsupportedError: padding where the first tokens are kept for ever.
-        """
-        if self.sinks and not bool(mask.all()):
-            raise UnsupportedError(
-                f"attention_mask hides tokens, and this cache keeps the first {self.sinks} of each row for ever: "
-                "padding would take their place. Pass rows of equal length without padding, or one row at a time."
-            )
-
     def get_seq_length(self) -> int:
         """Tokens seen, which the next position is."""
         return self.cumulative_length
