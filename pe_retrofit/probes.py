@@ -27,9 +27,9 @@ from .config import EncodingConfig
 from .errors import UnsupportedError
 from .patchers.family import find_host
 from .patching import patch_model
-from .plan import parse_spec
+from .plan import parse_spec, settle_rope
 from .registry import NATIVE, get_encoding
-from .sites import BiasEncoding, HybridEncoding
+from .sites import BiasEncoding, HybridEncoding, LocalInput
 from .views import fill_zero_parameters
 
 FAMILY_NAMES = ("llama", "gpt_neox", "bert")
@@ -96,7 +96,8 @@ class Lab:
 
     def __init__(self, spec: Any, family: str, options: dict[str, Any]) -> None:
         self.family = family
-        configs, keeps = parse_spec(spec, options)
+        host = find_host(small_model(family, 1))
+        configs, keeps = settle_rope(host, *parse_spec(spec, options))
         self.layers = max([2, *(_least_layers(config) for config in configs)])
         self.stock: Any = small_model(family, self.layers)
         self.model: Any = small_model(family, self.layers)
@@ -106,8 +107,6 @@ class Lab:
         if configs:
             patch_model(self.model, spec, **options)
             self.filled = self._fill()
-        elif spec not in (NATIVE[0], [NATIVE[0]]) and family == "bert":
-            raise UnsupportedError("A BERT has no rotation; its own encoding is called 'native'.")
         self.causal = find_host(self.model).causal()
         self._runs: dict[int, tuple[bool, int]] = {}
         self._slow = False
@@ -228,17 +227,26 @@ class Lab:
         if biases:
             near, far = (max(_bias_size(b, n, self.causal) for b in biases) for n in (min(TRAINED, last), last))
             return near, far, "largest bias on a logit", last
+        local = next((m for m in self.model.modules() if isinstance(m, LocalInput)), None)
+        if local is not None:
+            with torch.no_grad():
+                hidden = self.model.get_input_embeddings().weight[self.tokens(last)].to(torch.float64)
+                added = (local(hidden) - hidden)[0]
+            return *self._sizes(added), "vector over token embedding (root mean square)", last
         table = host.table
         if table is not None or getattr(self.model, "position_encoding", None):
             with torch.no_grad():
                 positions = torch.arange(last) + host.reserved_rows * (table is not None)
                 module = table if table is not None else next(iter(self.model.position_encoding.values()))
                 vectors = module(positions)
-            size = vectors.square().mean(-1).sqrt() / self.size(self.model.get_input_embeddings().weight.detach())
-            what = "vector over token embedding (root mean square)"
-            return size[:TRAINED].max().item(), size.max().item(), what, last
+            return *self._sizes(vectors), "vector over token embedding (root mean square)", last
         near, far = (self._rotated_size(n) for n in (min(TRAINED, last), last))
         return near, far, "length of a rotated query over the original's", last
+
+    def _sizes(self, vectors: Tensor) -> tuple[float, float]:
+        """Largest size of ``[n, width]`` vectors over the token embeddings', up to L and of all."""
+        size = vectors.square().mean(-1).sqrt() / self.size(self.model.get_input_embeddings().weight.detach())
+        return size[:TRAINED].max().item(), size.max().item()
 
     def _rotated_size(self, count: int) -> float:
         """Largest amplitude of the rotation at any position below ``count``."""

@@ -16,6 +16,9 @@ PROMPT, NEW = 26, 20
 CASES = [
     *[(host, name) for host in ("llama", "gpt_neox") for name in NAMES],
     *[(host, name) for host in ("mistral", "gemma3", "phi3") for name in ("alibi", "dynamic", "longrope", "nope+t5")],
+    *[("llama", name) for name in ("conv", "native+conv", "recurrent", "random")],
+    ("gpt_neox", "conv"),
+    ("gemma3", "native+recurrent"),
     ("stablelm", "alibi"),
     ("gpt_oss", "t5"),
     ("gemma2", "alibi"),

@@ -12,10 +12,10 @@ from transformers.cache_utils import Cache, DynamicSlidingWindowLayer, Quantized
 
 from pe_retrofit import UnsupportedError, patch_model, positions, unpatch_model
 
-DECODERS = cells(lambda c: c.host.causal)
-ROTATING = cells(lambda c: c.host.causal and c.host.rotates)
-WINDOWED = cells(lambda c: c.host.windows)
-FEW = cells(lambda c: c.host.name in ("llama", "gemma3", "stablelm", "gpt_neox"))
+DECODERS = cells(lambda c: c.host.causal and c.encoding.caches)
+ROTATING = cells(lambda c: c.host.causal and c.host.rotates and c.encoding.caches)
+WINDOWED = cells(lambda c: c.host.windows and c.encoding.caches)
+FEW = cells(lambda c: c.host.name in ("llama", "gemma3", "stablelm", "gpt_neox") and c.encoding.caches)
 EXACT = 1e-5
 """Relative; the models run in float64, their norms in float32."""
 
@@ -134,7 +134,7 @@ def test_cache_filled_by_another_model_is_refused_or_declared(cell: Cell) -> Non
     assert distance(cached_logits(model, ids[:, 12:], [8], foreign), logits(model, ids)[:, 12:]) < EXACT
 
 
-@pytest.mark.parametrize("cell", cells(lambda c: c.host.name.startswith("bert_")))
+@pytest.mark.parametrize("cell", cells(lambda c: c.host.name.startswith("bert_") and c.encoding.caches))
 def test_encoder_decoder_cache(cell: Cell) -> None:
     """BERT as the decoder of an encoder-decoder pair holds two caches in one."""
     model, ids = cell.patched(double=True), tokens(2, cell.length)

@@ -15,7 +15,7 @@ EXACT = 1e-5
 """Relative; the models run in float64, their norms and rotations in float32."""
 
 DECODERS = cells(lambda c: c.host.causal)
-ROTATING = cells(lambda c: c.host.rotates)
+ROTATING = cells(lambda c: c.host.rotates and c.encoding.caches)
 
 
 def left_padded(length: int, pads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -95,7 +95,7 @@ def skipped(limit: int) -> torch.Tensor:
     return torch.arange(20)[None] + gaps.cumsum(1)
 
 
-@pytest.mark.parametrize("cell", cells(lambda c: c.host.causal and c.host.packs))
+@pytest.mark.parametrize("cell", cells(lambda c: c.host.causal and c.host.packs and c.encoding.caches))
 def test_skipped_positions(cell: Cell) -> None:
     """PoSE-like ids: cached and uncached agree, the eager kernel too, and the gaps are seen."""
     model, ids = cell.patched(double=True), tokens(2, 20)
@@ -113,7 +113,8 @@ def test_skipped_positions(cell: Cell) -> None:
 
 
 @pytest.mark.parametrize(
-    "cell", cells(lambda c: not c.host.packs and not c.encoding.keeps and c.encoding.layers is None)
+    "cell",
+    cells(lambda c: not c.host.packs and not c.encoding.keeps and c.encoding.layers is None and c.encoding.caches),
 )
 def test_skipped_positions_where_the_table_is_gone(cell: Cell) -> None:
     model, ids = cell.patched(double=True), tokens(2, 20)
