@@ -90,7 +90,7 @@ def stream(
         input_ids: int64 ``[b, n]``.
         segment: tokens per pass.
         memory: tokens kept between passes; not used when a cache is given.
-        labels: see :func:`segments`; where ``attention_mask`` is 0 nothing counts.
+        labels: see :func:`segments`; where ``attention_mask`` is 0 nothing is predicted, nor from there.
         attention_mask: ``[b, n]``, or ``[b, seen + n]`` with a cache that has seen tokens; 1 for real tokens.
         cache: a :class:`SegmentCache` or :class:`SinkCache` to go on with; a fresh ``SegmentCache`` by default.
         **kwargs: for every call of the model.
@@ -110,7 +110,7 @@ def stream(
                 f"attention_mask of shape {tuple(attention_mask.shape)} must cover all tokens: {seen} that the cache "
                 f"has seen and {input_ids.shape[1]} new ones, [{input_ids.shape[0]}, {total}]."
             )
-        labels = labels.masked_fill(attention_mask[:, seen:].to(labels.device) == 0, IGNORED)
+        labels = _countable(labels, attention_mask)
     return _run(model, segments(input_ids, labels, segment), cache, seen, attention_mask, kwargs)
 
 
@@ -186,7 +186,7 @@ def train_step(
     """
     marked = input_ids if labels is None else labels
     if attention_mask is not None:
-        marked = marked.masked_fill(attention_mask[:, -marked.shape[1] :].to(marked.device) == 0, IGNORED)
+        marked = _countable(marked, attention_mask)
     tokens = counted(marked[:, 1:])
     if not tokens:
         raise ConfigError(f"No label counts: all of labels[:, 1:] are {IGNORED}. Give at least one token to predict.")
@@ -202,8 +202,16 @@ def train_step(
     return TrainStep(total, tokens, cache)
 
 
+def _countable(labels: Tensor, mask: Tensor) -> Tensor:
+    """Labels without those of padding, and of what follows padding; the mask ends where the labels end."""
+    real = mask[:, -labels.shape[1] :].to(labels.device) != 0
+    told = torch.nn.functional.pad(real[:, :-1], (1, 0), value=True)
+    return labels.masked_fill(~(real & told), IGNORED)
+
+
 def _check_checkpointing(model: Any) -> None:
-    if model.training and getattr(model, "is_gradient_checkpointing", False):
+    names = ("gradient_checkpointing", "activation_checkpointing")
+    if model.training and any(getattr(module, name, False) for module in model.modules() for name in names):
         raise UnsupportedError(
             "Gradient checkpointing is on, under which transformers' layers drop the cache, and with it the memory of "
             "earlier segments. Call model.gradient_checkpointing_disable(): one segment at a time needs little space, "
