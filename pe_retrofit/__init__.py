@@ -15,6 +15,7 @@ from .encodings.deberta import DebertaConfig
 from .encodings.dual_chunk import DualChunkConfig
 from .encodings.dynamic import DynamicConfig
 from .encodings.fire import FireConfig
+from .encodings.fope import FopeConfig
 from .encodings.hybrid import IropeConfig, RnopeConfig, SwanConfig
 from .encodings.integer import IntegerConfig
 from .encodings.kerple import KerpleConfig
@@ -31,6 +32,7 @@ from .encodings.partial_rope import PartialRopeConfig
 from .encodings.random_ import RandomConfig
 from .encodings.recurrent import RecurrentConfig
 from .encodings.rerope import ReropeConfig
+from .encodings.rope import RopeConfig
 from .encodings.sandwich import SandwichConfig
 from .encodings.self_extend import SelfExtendConfig
 from .encodings.shaw import ShawConfig
@@ -39,6 +41,7 @@ from .encodings.string import StringConfig
 from .encodings.t5 import T5Config
 from .encodings.transformer_xl import TransformerXlConfig
 from .encodings.window import WindowConfig
+from .encodings.xpos import XposConfig
 from .encodings.yarn import YarnConfig
 from .errors import ConfigError, UnknownEncodingError, UnsupportedError
 from .hub import register as _register_hub
@@ -77,6 +80,7 @@ __all__ = [
     "EncodingConfig",
     "EncodingInfo",
     "FireConfig",
+    "FopeConfig",
     "HostShape",
     "HybridEncoding",
     "InputEncoding",
@@ -101,6 +105,7 @@ __all__ = [
     "RelativeScore",
     "ReropeConfig",
     "RnopeConfig",
+    "RopeConfig",
     "RotationEncoding",
     "SandwichConfig",
     "ScoreEncoding",
@@ -115,6 +120,7 @@ __all__ = [
     "UnknownEncodingError",
     "UnsupportedError",
     "WindowConfig",
+    "XposConfig",
     "YarnConfig",
     "get_encoding",
     "list_encodings",

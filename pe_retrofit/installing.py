@@ -12,9 +12,11 @@ from . import attention
 from .attention.late import Fixed, LateRotation
 from .attention.piecewise import PiecewiseRotation
 from .attention.scale import LogitScale
+from .encodings.fope import Fope, FopeConfig
 from .encodings.learned import LearnedConfig
 from .encodings.longrope import Longrope
 from .encodings.nope import Nope, NopeConfig
+from .encodings.rope import Rope, RopeConfig
 from .errors import UnsupportedError
 from .patchers import handoff, rotation, table, tails
 from .patchers.context import PositionContext
@@ -75,6 +77,9 @@ def install(host: Host, plan: Plan, applied: Applied, kernel: str | None) -> Non
     needs_context = needs_attention = False
     if host.family.rotary is not None:
         needs_context, needs_attention = _install_rotation(host, plan, applied)
+    elif isinstance(plan.rotation, RopeConfig):
+        _install_added_rope(host, plan, applied)
+        needs_attention = True
     elif isinstance(plan.rotation, NopeConfig):
         needs_attention = _install_temperature(host, plan, applied)
     for config in [*plan.biases, *plan.scores]:
@@ -83,7 +88,7 @@ def install(host: Host, plan: Plan, applied: Applied, kernel: str | None) -> Non
             assert issubclass(kind, (BiasEncoding, ScoreEncoding))
             module = kind(config, shape_for(host, plan, layer))
             if host.reference_parameter(layer).device.type != "meta":
-                module.start(keeps_native=plan.keeps_native or plan.rotation is not None)
+                module.start(keeps_native=plan.keeps_order)
             _child(host, applied, layer, config.name, _like(module, host, layer))
         needs_attention, applied.native = True, False
     if host.family.table is not None:
@@ -130,6 +135,9 @@ def _install_rotation(host: Host, plan: Plan, applied: Applied) -> tuple[bool, b
         _replace_rotation(host, applied, plan.layers)
         return False, _install_temperature(host, plan, applied)
 
+    if isinstance(encoding, Fope):
+        return _install_series(host, plan, applied)
+
     names = rotation.native_sets(host, encoding)
     new = {name: encoding.rope_parameters(host.rope_sets[name]) for name in names}
     check_unscaled(host, plan.rotation, names, new)
@@ -162,6 +170,41 @@ def _install_temperature(host: Host, plan: Plan, applied: Applied) -> bool:
             return False
         _child(host, applied, layer, "nope", scale)
     return True
+
+
+def _install_series(host: Host, plan: Plan, applied: Applied) -> tuple[bool, bool]:
+    """FoPE: cos and sin of the model's own rotation are mixed at each attention's door."""
+    assert isinstance(plan.rotation, FopeConfig)
+    if plan.scores:
+        raise UnsupportedError(
+            f"'fope' changes cos and sin before the attention, and {plan.scores[0].name!r} needs queries and keys from "
+            "before their rotation. Use one of them."
+        )
+    rotation.check_layout(host, plan.rotation.name)
+    kinds = {host.rope_of(layer).get("rope_type") for layer in plan.layers} & {"dynamic", "longrope"}
+    if plan.rotation.clip and kinds:
+        raise UnsupportedError(
+            f"The model's own frequencies depend on the length of the text (rope_type={kinds.pop()!r}), so which of "
+            "them complete no turn does too. Pass clip=False."
+        )
+    turning = _turning(host, plan.layers)
+    clipped = False
+    for layer in turning:
+        own = rotation.frequencies(host, None, layer) if plan.rotation.clip else (None, 1.0)
+        module = Fope(plan.rotation, shape_for(host, plan, layer), *own)
+        clipped |= module.kept < module.host.rotary_dim // 2
+        _child(host, applied, layer, plan.rotation.name, _like(module, host, layer))
+        hook = rotation.PassRotation(plan.rotation.name)
+        applied.handles.append(host.attentions[layer].register_forward_pre_hook(hook, with_kwargs=True))
+    if not turning:
+        raise UnsupportedError(f"Layers {plan.layers} do not rotate, so 'fope' has nothing to act on; choose others.")
+    if plan.rotation.clip and not clipped:
+        raise UnsupportedError(
+            f"clip=True clips nothing here: every frequency turns at least once in {plan.trained_length} tokens, the "
+            "trained length. Pass clip=False."
+        )
+    applied.native = False
+    return False, False
 
 
 def _install_late(
@@ -197,6 +240,15 @@ def _install_fixed(
     _replace_rotation(host, applied, turning)
     applied.native = False
     return True, True
+
+
+def _install_added_rope(host: Host, plan: Plan, applied: Applied) -> None:
+    """A rotation inside the attention of a model that has none."""
+    assert isinstance(plan.rotation, RopeConfig)
+    for layer in plan.layers:
+        inv_freq = Rope(plan.rotation, shape_for(host, plan, layer)).added_inv_freq().tolist()
+        _child(host, applied, layer, "rope", LateRotation("rope", Fixed(inv_freq), {}, 1.0))
+    applied.native = False
 
 
 def _install_piecewise(host: Host, plan: Plan, applied: Applied) -> tuple[bool, bool]:

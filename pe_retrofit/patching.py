@@ -16,7 +16,7 @@ from .installing import Applied, forget_compiled, install, undo, use_kernel
 from .layering import Part, split_spec
 from .marking import mark, unmark
 from .patchers.family import Host, find_host
-from .plan import Plan, make_plan, parse_spec, shape_for
+from .plan import Plan, make_plan, parse_spec, settle_rope, shape_for
 from .proof import TOKENS, probe, prove
 from .registry import get_encoding
 from .sites import RotationEncoding
@@ -101,10 +101,7 @@ def patch_model(
 def _plan(host: Host, part: Part) -> Plan | None:
     """What to do on the layers of a part; None where they stay as they are."""
     configs, keeps_native = parse_spec(part.spec, part.options)
-    if keeps_native and host.family.rotary is None and spec_names_rope(part.spec):
-        raise UnsupportedError(
-            f"{type(host.base).__name__} has no rotation to keep; 'native' keeps its position table."
-        )
+    configs, keeps_native = settle_rope(host, configs, keeps_native)
     if part.of_several and not configs:
         return None
     return make_plan(host, configs, keeps_native, part.layers)
@@ -180,12 +177,6 @@ def apply_saved(model: nn.Module, patches: list[dict[str, Any]]) -> None:
         install(host, plan, applied, None)
         setattr(host.base, STATE, [*getattr(host.base, STATE, []), applied])
         _remark(host, getattr(host.base, STATE))
-
-
-def spec_names_rope(spec: Any) -> bool:
-    """Whether a spec asks for ``rope`` by that name."""
-    items = spec if isinstance(spec, (list, tuple)) else [spec]
-    return any(item == "rope" or (isinstance(item, dict) and item.get("name") == "rope") for item in items)
 
 
 def _check_model(model: nn.Module, host: Host, plan: Plan) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from .config import EncodingConfig
 from .encodings.nope import NopeConfig
+from .encodings.rope import RopeConfig
 from .errors import ConfigError, UnsupportedError
 from .patchers.family import Host
 from .registry import NATIVE, config_from_dict, get_encoding
@@ -46,6 +47,11 @@ class Plan:
     biases: list[EncodingConfig] = field(default_factory=list)
     input: EncodingConfig | None = None
     scores: list[EncodingConfig] = field(default_factory=list)
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether the model still tells positions by something else than biases and scores."""
+        return self.keeps_native or not (self.rotation is None or isinstance(self.rotation, NopeConfig))
 
     @property
     def names(self) -> str:
@@ -91,6 +97,14 @@ def parse_spec(spec: Any, options: Mapping[str, Any]) -> tuple[list[EncodingConf
                 f"An encoding must be a name, a config object or a list of these, got {type(item).__name__}: {item!r}."
             )
     return configs, keeps
+
+
+def settle_rope(host: Host, configs: Sequence[EncodingConfig], keeps_native: bool) -> tuple[list[EncodingConfig], bool]:
+    """On a model that rotates, ``rope`` without options is what it has."""
+    if host.family.rotary is None:
+        return list(configs), keeps_native
+    others = [c for c in configs if c != RopeConfig()]
+    return others, keeps_native or len(others) < len(configs)
 
 
 def resolve_layers(layers: Any, count: int) -> list[int]:
@@ -203,9 +217,11 @@ def _check_direction(host: Host, config: EncodingConfig, layers: Sequence[int]) 
 def _check_sites(host: Host, plan: Plan) -> None:
     model = type(host.base).__name__
     if host.family.rotary is None:
-        if plan.rotation is not None and not isinstance(plan.rotation, NopeConfig):
+        if plan.rotation is not None and not isinstance(plan.rotation, (NopeConfig, RopeConfig)):
+            piecewise = issubclass(get_encoding(plan.rotation.name), PiecewiseEncoding)
+            act = "moves the positions of" if piecewise else "scales"
             raise UnsupportedError(
-                f"{plan.rotation.name!r} scales a rotation, and {model} has none (it adds a position table to its "
+                f"{plan.rotation.name!r} {act} a rotation, and {model} has none (it adds a position table to its "
                 "embeddings). To extend it use 'learned' or 'alibi'."
             )
         if not plan.all_layers and not plan.keeps_native:

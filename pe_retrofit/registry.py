@@ -14,8 +14,8 @@ from .errors import ConfigError, UnknownEncodingError, UnsupportedError
 if TYPE_CHECKING:
     from .sites import Encoding
 
-NATIVE = ("native", "rope")
-"""Names that, in a list, keep what the model had. ``rope`` is what a decoder has; on an encoder it is refused."""
+NATIVE = ("native",)
+"""Names that, in a list, keep what the model had."""
 
 REFUSED = {
     "pope": "PoPE applies softplus to queries and keys, which destroys the signs a pretrained model relies on: it "

@@ -20,6 +20,9 @@ from pe_retrofit import (
     AlibiConfig,
     BiasEncoding,
     ConvConfig,
+    CopeConfig,
+    DebertaConfig,
+    DualChunkConfig,
     DynamicConfig,
     FireConfig,
     KerpleConfig,
@@ -29,6 +32,8 @@ from pe_retrofit import (
     NormalizedConfig,
     RecurrentConfig,
     SandwichConfig,
+    SelfExtendConfig,
+    ShawConfig,
     SinusoidalConfig,
     T5Config,
     WindowConfig,
@@ -290,6 +295,8 @@ class EncodingCase:
         heats: runs through our attention function without a bias that is the same in all layers: temperatures, hybrids.
         groups: for hybrids, how many groups of layers are patched in the matrix's models; 0: all layers alike.
         general: a bias that is no function of the distance.
+        score: needs queries or keys: "relative" (of the distance), "values" (with value vectors too), "content" or "".
+        pieces: a piecewise rotation.
         caches: a cache that was filled can be continued.
         hosts: names of the hosts it is tested on; None: all.
     """
@@ -312,8 +319,20 @@ class EncodingCase:
     heats: bool = False
     groups: int = 0
     general: bool = False
+    score: str = ""
+    pieces: bool = False
     caches: bool = True
     hosts: tuple[str, ...] | None = None
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether all layers run through our attention function, so that kernels can be chosen."""
+        return self.bias or bool(self.score) or self.pieces
+
+    @property
+    def turns(self) -> bool:
+        """Whether keys are cached unrotated and rotated inside our attention, in models that rotate."""
+        return self.late or self.pieces or (bool(self.score) and (self.keeps or self.scales))
 
     @property
     def biases(self) -> list[str]:
@@ -420,6 +439,18 @@ _ENCODINGS = [
         encoder=False,
     ),
     EncodingCase("alibi+t5", [AlibiConfig(), T5Config(16, 40)], learned=True, bias=True),
+    EncodingCase("fope", "fope", scales=True, own_rotation=True, learned=True, relative=False, hosts=CORE),
+    EncodingCase(
+        "fope_unclipped",
+        "fope",
+        {"clip": False},
+        scales=True,
+        own_rotation=True,
+        learned=True,
+        relative=False,
+        identity="always",
+        hosts=(*CORE, "smollm3", "glm", "cohere"),
+    ),
     EncodingCase("rnope", "rnope", {"every": 2, "window": 9}, encoder=False, heats=True, groups=2, hosts=CORE),
     EncodingCase(
         "irope",
@@ -532,6 +563,184 @@ _ENCODINGS = [
         caches=False,
         hosts=CORE,
     ),
+    EncodingCase("shaw", "shaw", {"max_distance": 9}, learned=True, score="relative", hosts=CORE),
+    EncodingCase("shaw_values", "shaw", {"values": True}, learned=True, score="values", hosts=CORE),
+    EncodingCase("transformer_xl", "transformer_xl", learned=True, score="relative", hosts=CORE),
+    EncodingCase(
+        "deberta",
+        "deberta",
+        {"position_buckets": 8, "max_relative_positions": 20},
+        learned=True,
+        score="relative",
+        hosts=CORE,
+    ),
+    EncodingCase("cope", "cope", {"max_positions": 8}, learned=True, score="content", encoder=False, hosts=CORE),
+    EncodingCase(
+        "native+shaw",
+        ["native", ShawConfig(9)],
+        learned=True,
+        score="relative",
+        keeps=True,
+        identity="always",
+        hosts=(*CORE, "cohere", "glm", "smollm3"),
+    ),
+    EncodingCase(
+        "native+transformer_xl",
+        ["native", "transformer_xl"],
+        learned=True,
+        score="relative",
+        keeps=True,
+        identity="always",
+        hosts=CORE,
+    ),
+    EncodingCase(
+        "native+deberta",
+        ["native", DebertaConfig(8, 20)],
+        learned=True,
+        score="relative",
+        keeps=True,
+        identity="always",
+        hosts=CORE,
+    ),
+    EncodingCase(
+        "native+cope",
+        ["native", CopeConfig(8)],
+        learned=True,
+        score="content",
+        keeps=True,
+        encoder=False,
+        identity="always",
+        hosts=CORE,
+    ),
+    EncodingCase(
+        "yarn+shaw",
+        [YarnConfig(4.0, beta_fast=4.0), ShawConfig(9)],
+        learned=True,
+        score="relative",
+        scales=True,
+        hosts=CORE,
+    ),
+    EncodingCase(
+        "dynamic+shaw",
+        [DynamicConfig(2.0), ShawConfig(9)],
+        learned=True,
+        score="relative",
+        scales=True,
+        late=True,
+        encoder=False,
+        hosts=CORE,
+    ),
+    EncodingCase(
+        "nope+deberta",
+        ["nope", DebertaConfig(8, 20)],
+        learned=True,
+        score="relative",
+        encoder=False,
+        hosts=CORE,
+    ),
+    EncodingCase("alibi+shaw", ["alibi", ShawConfig(9)], learned=True, bias=True, score="relative", hosts=CORE),
+    EncodingCase(
+        "shaw+deberta+alibi",
+        [ShawConfig(9), DebertaConfig(8, 20), "alibi"],
+        learned=True,
+        bias=True,
+        score="relative",
+        hosts=CORE,
+    ),
+    EncodingCase("shaw/2", "shaw", {"max_distance": 9}, layers=[0, 2], learned=True, score="relative", hosts=CORE),
+    EncodingCase(
+        "native+shaw/2",
+        ["native", ShawConfig(9)],
+        layers=[0, 2],
+        learned=True,
+        score="relative",
+        keeps=True,
+        identity="always",
+        hosts=CORE,
+    ),
+    EncodingCase("xpos", "xpos", {"scale_base": 16.0}, scales=True, late=True, encoder=False, hosts=CORE),
+    EncodingCase("rope", "rope", hosts=CORE),
+    EncodingCase("native+rope", ["native", "rope"], keeps=True, hosts=CORE),
+    EncodingCase("rope+shaw", ["rope", ShawConfig(9)], learned=True, score="relative", hosts=("bert", "roberta")),
+    EncodingCase(
+        "self_extend",
+        "self_extend",
+        {"window": 6, "group": 3},
+        pieces=True,
+        relative=False,
+        encoder=False,
+        hosts=(*CORE, "cohere", "glm", "smollm3"),
+    ),
+    EncodingCase(
+        "self_extend_exact",
+        "self_extend",
+        {"window": TRAINED},
+        pieces=True,
+        relative=False,
+        encoder=False,
+        identity="decoder",
+        hosts=CORE,
+    ),
+    EncodingCase("rerope", "rerope", {"window": 9}, pieces=True, encoder=False, hosts=CORE),
+    EncodingCase("rerope_leaky", "rerope", {"window": 9, "leak": 3.0}, pieces=True, encoder=False, hosts=CORE),
+    EncodingCase(
+        "lm_infinite",
+        "lm_infinite",
+        {"sinks": 3, "window": 8},
+        pieces=True,
+        relative=False,
+        encoder=False,
+        hosts=CORE,
+    ),
+    EncodingCase(
+        "dual_chunk",
+        "dual_chunk",
+        {"chunk": 6, "context": 10},
+        pieces=True,
+        relative=False,
+        encoder=False,
+        hosts=CORE,
+    ),
+    EncodingCase("string", "string", {"shift": 9, "local": 3}, pieces=True, encoder=False, hosts=CORE),
+    EncodingCase("string/2", "string", {"shift": 9, "local": 3}, layers=[1], pieces=True, encoder=False, hosts=CORE),
+    EncodingCase(
+        "string_exact",
+        "string",
+        {"shift": TRAINED, "local": 3},
+        pieces=True,
+        encoder=False,
+        identity="decoder",
+        hosts=CORE,
+    ),
+    EncodingCase(
+        "self_extend+t5",
+        [SelfExtendConfig(6, 3), T5Config(16, 40)],
+        learned=True,
+        bias=True,
+        pieces=True,
+        relative=False,
+        encoder=False,
+        hosts=CORE,
+    ),
+    EncodingCase(
+        "self_extend+shaw",
+        [SelfExtendConfig(6, 3), ShawConfig(9)],
+        learned=True,
+        score="relative",
+        pieces=True,
+        relative=False,
+        encoder=False,
+        hosts=CORE,
+    ),
+    EncodingCase(
+        "dual_chunk+alibi",
+        [DualChunkConfig(6, 10), "alibi"],
+        bias=True,
+        pieces=True,
+        relative=False,
+        encoder=False,
+        hosts=CORE,
+    ),
 ]
 ENCODINGS = {encoding.name: encoding for encoding in _ENCODINGS}
 
@@ -544,13 +753,17 @@ def refusal(host: HostCase, encoding: EncodingCase) -> str | None:
     if not host.rotates:
         if encoding.scales:
             return "scales a rotation, and .* has none"
+        if encoding.pieces:
+            return "moves the positions of a rotation, and .* has none"
         if encoding.name == "native+learned":
             return "already has a learned table"
         if subset and not encoding.keeps:
             return "layers= cannot be chosen here"
         return None
-    if (host.own_application and encoding.late) or (host.own_layout and (encoding.late or encoding.own_rotation)):
+    if (host.own_application and encoding.turns) or (host.own_layout and (encoding.turns or encoding.own_rotation)):
         return "rotate-half layout"
+    if encoding.name in ("rope", "native+rope"):
+        return "adding nothing changes nothing"
     if host.native_nope and encoding.name == "nope/2":
         return "changed nothing in layers"
     return None
@@ -595,7 +808,7 @@ class Cell:
     @property
     def needs_positions(self) -> bool:
         """Whether positions of cached keys matter to us, and not to the host alone."""
-        return self.encoding.bias or self.encoding.late or self.encoding.heats
+        return self.encoding.has_kernels or self.encoding.late or self.encoding.heats
 
     @property
     def extends_table(self) -> bool:

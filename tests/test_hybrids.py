@@ -245,7 +245,7 @@ def test_encoders_take_mappings_that_keep_their_table() -> None:
     assert patches(model) == [("native + alibi", [0]), ("native + t5", [1])]
     with pytest.raises(UnsupportedError, match="causal attention only"):
         patch_model(tiny.bert(), "rnope", every=2)
-    with pytest.raises(UnsupportedError, match="no rotation to keep"):
+    with pytest.raises(UnsupportedError, match="layers= cannot be chosen here"):
         patch_model(tiny.bert(), {"0": ["native", "alibi"], "rest": "rope"})
 
 

@@ -156,5 +156,3 @@ def test_refusals() -> None:
         check_encoding("nope", "bert")
     with pytest.raises(UnsupportedError, match="max_positions=20"):
         check_encoding("learned", max_positions=20)
-    with pytest.raises(UnsupportedError, match="has no rotation"):
-        check_encoding("rope", "bert")

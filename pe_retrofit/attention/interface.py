@@ -16,7 +16,7 @@ from transformers.masking_utils import sdpa_mask
 
 from ..errors import UnsupportedError
 from ..positions import KEYWORD, Positions
-from ..sites import BiasEncoding, ScoreEncoding
+from ..sites import BiasEncoding, RotationEncoding, ScoreEncoding
 from .call import Call
 from .late import LateRotation
 from .piecewise import PiecewiseRotation
@@ -104,7 +104,9 @@ def attention_forward(
 
 
 def _adds_nothing(item: nn.Module) -> bool:
-    """What is zero and stays so: the layer is then computed exactly as without it."""
+    """What is zero and stays so, or does not act here: the layer is then computed exactly as without it."""
+    if isinstance(item, RotationEncoding):  # it acted on cos and sin already
+        return True
     return isinstance(item, (BiasEncoding, ScoreEncoding)) and item.silent and not item.trains
 
 

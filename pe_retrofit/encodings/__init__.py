@@ -8,6 +8,7 @@ from . import (
     dual_chunk,
     dynamic,
     fire,
+    fope,
     hybrid,
     integer,
     kerple,
@@ -24,6 +25,7 @@ from . import (
     random_,
     recurrent,
     rerope,
+    rope,
     sandwich,
     self_extend,
     shaw,
@@ -32,6 +34,7 @@ from . import (
     t5,
     transformer_xl,
     window,
+    xpos,
     yarn,
 )
 
@@ -43,6 +46,7 @@ __all__ = [
     "dual_chunk",
     "dynamic",
     "fire",
+    "fope",
     "hybrid",
     "integer",
     "kerple",
@@ -59,6 +63,7 @@ __all__ = [
     "random_",
     "recurrent",
     "rerope",
+    "rope",
     "sandwich",
     "self_extend",
     "shaw",
@@ -67,5 +72,6 @@ __all__ = [
     "t5",
     "transformer_xl",
     "window",
+    "xpos",
     "yarn",
 ]

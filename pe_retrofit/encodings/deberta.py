@@ -41,8 +41,8 @@ class Deberta(RelativeScore[DebertaConfig]):
     Content keeps its scale ``1 / sqrt(d)`` (DeBERTa itself takes ``1 / sqrt(3 d)``, which would change a pretrained
     model), and so do the two other terms. Buckets are those of DeBERTa-v2. Tables ``position_key`` and
     ``position_query`` ``[h, n, d]`` hold what DeBERTa projects from its relative embeddings, ``n`` twice
-    ``position_buckets`` (once for causal attention, where no distance is negative). They see queries and keys before any rotation. Zero at the start: an exact identity on top of the native
-    encoding. Causal and bidirectional.
+    ``position_buckets`` (once for causal attention, where no distance is negative). They see queries and keys before
+    any rotation. Zero at the start: an exact identity on top of the native encoding. Causal and bidirectional.
 
     Source: He et al., "DeBERTa: Decoding-enhanced BERT with Disentangled Attention", 2020, arXiv 2006.03654.
     """

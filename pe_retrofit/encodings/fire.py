@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..config import EncodingConfig, integer, number
 from ..registry import register_encoding
 from ..sites import BiasEncoding, EncodingInfo, HostShape
-from ..sites.lookup import lookup
+from ..sites.lookup import Lookup
 from .mlp import ScalarNetwork
 
 EPSILON = 1e-6
@@ -81,13 +81,13 @@ class Fire(BiasEncoding[FireConfig]):
     def fast(self, distances: Tensor, *, causal: bool) -> Callable[[Tensor, Tensor], Tensor]:
         if self.c.dtype == torch.float64:
             return super().fast(distances, causal=causal)
-        table = self.network(torch.linspace(0, 1, POINTS, device=distances.device))
-        psi, low = self._psi(distances)[None] * (POINTS - 1), distances[0]
+        table = Lookup(self.network(torch.linspace(0, 1, POINTS, device=distances.device)))
+        psi, low = Lookup(self._psi(distances)[None] * (POINTS - 1)), distances[0]
 
         def bias(query_positions: Tensor, key_positions: Tensor) -> Tensor:
             index = query_positions[:, :, None] - (key_positions + low)[:, None, :]
-            x = lookup(psi, index)[0].div_(self._scale(query_positions, key_positions))
-            return lookup(table, x.round_().clamp_max_(POINTS - 1)).transpose(0, 1)
+            x = psi(index)[0].div_(self._scale(query_positions, key_positions))
+            return table(x.round_().clamp_max_(POINTS - 1)).transpose(0, 1)
 
         return bias
 

@@ -27,8 +27,8 @@ class Shaw(RelativeScore[ShawConfig]):
     """Shaw: ``score = q_i . (k_j + aK[clip(i - j, -k, k)]) / sqrt(d)``; optionally values ``v_j + aV[clip(i - j)]``.
 
     Tables ``keys [n, d]`` and ``values [n, d]``, shared by the heads of a layer, with ``n = 2k + 1`` rows (``k + 1``
-    for causal attention), ``k = 16``. They see queries before any rotation. Zero at the start: an exact identity on top of
-    the native encoding. Causal and bidirectional.
+    for causal attention), ``k = 16``. They see queries before any rotation. Zero at the start: an exact identity on top
+    of the native encoding. Causal and bidirectional.
 
     Source: Shaw, Uszkoreit, Vaswani, "Self-Attention with Relative Position Representations", 2018, arXiv 1803.02155.
     """

@@ -33,10 +33,10 @@ class String(PiecewiseEncoding[StringConfig]):
     """STRING: RoPE at distance ``i - j`` below ``S``, at ``i - j - S + W`` from ``S`` on.
 
     The far distances, which training saw rarely, are overwritten by frequent ones; ``W = 128`` keeps them apart from
-    the nearest neighbours. The paper shifts within the trained length, with ``S = L / 3``. With ``factor`` it also reaches
-    ``factor * L`` tokens: ``S`` is then at least ``(factor - 1) L``, so that no distance exceeds ``L + W``; twice ``L``
-    is the most, since distances below ``S`` stay as they are. Changes outputs beyond ``S`` tokens even within the
-    trained length: no identity, by design. Causal only; a shift of all positions changes nothing.
+    the nearest neighbours. The paper shifts within the trained length, with ``S = L / 3``. With ``factor`` it also
+    reaches ``factor * L`` tokens: ``S`` is then at least ``(factor - 1) L``, so that no distance exceeds ``L + W``;
+    twice ``L`` is the most, since distances below ``S`` stay as they are. Changes outputs beyond ``S`` tokens even
+    within the trained length: no identity, by design. Causal only; a shift of all positions changes nothing.
 
     Source: An et al., "Why Does the Effective Context Length of LLMs Fall Short?", 2024, arXiv 2410.18745.
 
@@ -69,4 +69,4 @@ class String(PiecewiseEncoding[StringConfig]):
 
     @classmethod
     def identity(cls, config: Any, *, keeps_native: bool, host: HostShape) -> bool:
-        return False
+        return (config.shift or 0) >= host.max_positions

@@ -31,12 +31,7 @@ class ReplaceRotation:
         self.scaling = scaling
 
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        given = kwargs.get("position_embeddings")
-        if not isinstance(given, tuple) or len(given) != 2:
-            raise UnsupportedError(
-                f"{type(module).__name__} was not given position_embeddings=(cos, sin) as a keyword, so its rotation "
-                "cannot be replaced. This model's layers are not built like the supported families'."
-            )
+        given = _given(module, kwargs)
         kwargs["position_embeddings"] = self._none(*given) if self.inv_freq is None else self._ours(given[0], kwargs)
         return args, kwargs
 
@@ -58,6 +53,31 @@ class ReplaceRotation:
         return positions.shared[memo]
 
 
+class PassRotation:
+    """Forward pre-hook of an attention: its cos and sin go through a module that is installed there.
+
+    Args:
+        name: of the module.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        kwargs["position_embeddings"] = getattr(module.position_encoding, self.name)(*_given(module, kwargs))
+        return args, kwargs
+
+
+def _given(module: nn.Module, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    given = kwargs.get("position_embeddings")
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise UnsupportedError(
+            f"{type(module).__name__} was not given position_embeddings=(cos, sin) as a keyword, so its rotation "
+            "cannot be replaced. This model's layers are not built like the supported families'."
+        )
+    return given
+
+
 def native_sets(host: Host, encoding: RotationEncoding) -> list[str | None]:
     """Which of the model's rope parameter sets an encoding changes.
 
@@ -77,6 +97,8 @@ def extended_sets(host: Host) -> list[str | None]:
 
 def expressible(host: Host, encoding: RotationEncoding) -> bool:
     """Whether transformers' own config can say it for this model (that of Phi-3 takes no scaling but LongRoPE)."""
+    if not encoding.expressible:
+        return False
     shape = host.shape()
     if isinstance(encoding, PartialRope) and shape.rotary_dim != shape.head_dim:
         return False

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .encoding import C, Encoding, HostShape
-from .lookup import lookup
+from .lookup import Lookup, lookup
 from .silence import Silence
 
 
@@ -81,14 +81,17 @@ class BiasEncoding(Encoding[C], Silence, nn.Module):
         Args:
             distances: int64 ``[n]``, all whole numbers from the lowest to the highest ``i - j`` there will be.
             causal: whether the attention is causal.
+
+        Returns:
+            The function; the caller may write into its result, which holds until the next call.
         """
         if not self.toeplitz:
             return partial(self.bias_at, causal=causal)
-        table, low = self._at(distances, causal), distances[0]
+        table, low = Lookup(self._at(distances, causal)), distances[0]
 
         def bias(query_positions: Tensor, key_positions: Tensor) -> Tensor:
             index = query_positions[:, :, None] - (key_positions + low)[:, None, :]
-            return lookup(table, index).transpose(0, 1)
+            return table(index).transpose(0, 1)
 
         return bias
 

@@ -21,6 +21,8 @@ class RotationEncoding(Encoding[C]):
     site = "rotation"
     length_dependent: ClassVar[bool] = False
     extends: ClassVar[bool] = True
+    expressible: ClassVar[bool] = True
+    """Whether ``rope_parameters`` says all of it."""
 
     def __init__(self, config: C, host: HostShape) -> None:
         self.config = config
