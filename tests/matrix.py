@@ -627,6 +627,7 @@ _ENCODINGS = [
         score="relative",
         scales=True,
         late=True,
+        identity="decoder",
         encoder=False,
         hosts=CORE,
     ),

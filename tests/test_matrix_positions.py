@@ -105,7 +105,7 @@ def test_skipped_positions(cell: Cell) -> None:
     wanted = logits(model, ids, attention_mask=mask, position_ids=position_ids, use_cache=False)
     found = cached_logits(model, ids, [5, 1, 1, 6, 1, 1, 5], position_ids=position_ids)
     assert distance(found, wanted) < EXACT
-    if cell.encoding.bias:
+    if cell.encoding.has_kernels:
         eager = cell.patched(double=True, kernel="eager")
         assert distance(logits(eager, ids, attention_mask=mask, position_ids=position_ids), wanted) < EXACT
     if cell.encoding.name not in ("nope", "nope_warm"):
