@@ -16,6 +16,7 @@ from .encodings.dual_chunk import DualChunkConfig
 from .encodings.dynamic import DynamicConfig
 from .encodings.fire import FireConfig
 from .encodings.fope import FopeConfig
+from .encodings.fox import FoxConfig
 from .encodings.hybrid import IropeConfig, RnopeConfig, SwanConfig
 from .encodings.integer import IntegerConfig
 from .encodings.kerple import KerpleConfig
@@ -81,6 +82,7 @@ __all__ = [
     "EncodingInfo",
     "FireConfig",
     "FopeConfig",
+    "FoxConfig",
     "HostShape",
     "HybridEncoding",
     "InputEncoding",

@@ -152,6 +152,10 @@ class Call:
             first=self.first,
         )
 
+    def with_plain(self, query: Tensor, key: Tensor, value: Tensor) -> Call:
+        """Attention under the same mask, with nothing added."""
+        return replace(self, query=query, key=key, value=value, biases=(), scores=(), raw_query=None, raw_key=None)
+
     @property
     def trains_bias(self) -> bool:
         """Whether a gradient must reach parameters of a bias."""

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from ..errors import UnsupportedError
-from ..sites import BiasEncoding, RelativeScore
+from ..sites import BiasEncoding, RelativeScore, ScoreEncoding
 from .blockwise import blockwise_attention
 from .call import Call
 from .dense import dense_attention
 from .flex import flex_attention_kernel
 from .fused import fused_attention
+from .keyed import keyed_attention
 from .merged import merged_attention
 from .recomputed import recomputed
 from .reference import eager_attention
@@ -27,6 +28,7 @@ KERNELS: dict[str, Callable[[Call], Tensor]] = {
     "toeplitz": toeplitz_attention,
     "skewed": skewed_attention,
     "merged": merged_attention,
+    "keyed": keyed_attention,
     "dense": dense_attention,
     "blockwise": blockwise_attention,
     "flex": flex_attention_kernel,
@@ -37,7 +39,7 @@ KERNELS: dict[str, Callable[[Call], Tensor]] = {
 GENERAL = ("blockwise", "eager")
 """Kernels that run every call."""
 
-WITHOUT_GRADIENT = ("skewed", "merged")
+WITHOUT_GRADIENT = ("skewed", "merged", "keyed")
 """Kernels whose backward pass is the blockwise reference, recomputed."""
 
 
@@ -50,12 +52,14 @@ def obstacle(kernel: str, call: Call) -> str | None:
     ]
     if kernel in GENERAL:
         return None
-    if call.scores and kernel != "skewed":
+    if call.scores and kernel not in ("skewed", "keyed"):
         return "it knows no scores of queries and keys"
     if call.pieces and kernel != "merged":
         return "it knows no piecewise rotation"
     if kernel == "skewed":
         return _skewed_obstacle(call, special)
+    if kernel == "keyed":
+        return _keyed_obstacle(call, special)
     if kernel == "merged":
         return _merged_obstacle(call, special)
     if kernel == "dense":
@@ -98,6 +102,16 @@ def _skewed_obstacle(call: Call, special: Sequence[str]) -> str | None:
     return f"it has no {' or '.join(special)}" if special else None
 
 
+def _keyed_obstacle(call: Call, special: Sequence[str]) -> str | None:
+    if not call.scores or any(type(e).key_bias is ScoreEncoding.key_bias for e in call.scores):
+        return "scores of the key alone are needed"
+    if call.biases or call.pieces:
+        return "it knows no biases and no piecewise rotation"
+    if call.dropout:
+        return "it has no dropout"
+    return f"it has no {' or '.join(special)}" if special else None
+
+
 def _merged_obstacle(call: Call, special: Sequence[str]) -> str | None:
     if not call.pieces:
         return "a piecewise rotation over more tokens than its first piece holds is needed"
@@ -132,7 +146,7 @@ def order(device_type: str, *, training: bool) -> tuple[str, ...]:
 def choose(call: Call) -> str:
     """Name of the fastest kernel that can run a call."""
     if call.pieces or call.scores:
-        names: tuple[str, ...] = ("merged", "skewed", "blockwise")
+        names: tuple[str, ...] = ("merged", "skewed", "keyed", "blockwise")
     else:
         names = order(call.query.device.type, training=call.trains_bias or call.dropout > 0)
     return next(name for name in names if obstacle(name, call) is None)

@@ -87,6 +87,10 @@ class ScoreEncoding(Encoding[C], Silence, nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} must override scores().")
 
+    def key_bias(self, block: Block) -> Tensor | None:
+        """``[b, h, k]`` where the scores are this number of the key, up to a constant per query; None otherwise."""
+        return None
+
 
 class RelativeScore(ScoreEncoding[C]):
     """A score of the distance ``i - j``: ``q_i . a[i - j]``, ``k_j . b[i - j]``, ``u . k_j``.
