@@ -173,38 +173,38 @@ def _install_temperature(host: Host, plan: Plan, applied: Applied) -> bool:
 
 
 def _install_series(host: Host, plan: Plan, applied: Applied) -> tuple[bool, bool]:
-    """FoPE: cos and sin of the model's own rotation are mixed at each attention's door."""
+    """FoPE: cos and sin of the model's own frequencies are mixed at each attention's door."""
     assert isinstance(plan.rotation, FopeConfig)
     if plan.scores:
         raise UnsupportedError(
             f"'fope' changes cos and sin before the attention, and {plan.scores[0].name!r} needs queries and keys from "
             "before their rotation. Use one of them."
         )
-    rotation.check_layout(host, plan.rotation.name)
-    kinds = {host.rope_of(layer).get("rope_type") for layer in plan.layers} & {"dynamic", "longrope"}
-    if plan.rotation.clip and kinds:
-        raise UnsupportedError(
-            f"The model's own frequencies depend on the length of the text (rope_type={kinds.pop()!r}), so which of "
-            "them complete no turn does too. Pass clip=False."
-        )
     turning = _turning(host, plan.layers)
-    clipped = False
-    for layer in turning:
-        own = rotation.frequencies(host, None, layer) if plan.rotation.clip else (None, 1.0)
-        module = Fope(plan.rotation, shape_for(host, plan, layer), *own)
-        clipped |= module.kept < module.host.rotary_dim // 2
-        _child(host, applied, layer, plan.rotation.name, _like(module, host, layer))
-        hook = rotation.PassRotation(plan.rotation.name)
-        applied.handles.append(host.attentions[layer].register_forward_pre_hook(hook, with_kwargs=True))
     if not turning:
         raise UnsupportedError(f"Layers {plan.layers} do not rotate, so 'fope' has nothing to act on; choose others.")
+    kinds = {host.rope_of(layer).get("rope_type") for layer in turning} & {"dynamic", "longrope"}
+    if kinds:
+        raise UnsupportedError(
+            f"The model's own frequencies depend on the length of the text (rope_type={kinds.pop()!r}), and so would "
+            "'fope' of cached keys. Set config.rope_parameters to frequencies that stay, e.g. rope_type='yarn', before "
+            "loading."
+        )
+    rotation.check_layout(host, plan.rotation.name)
+    clipped = False
+    for layer in turning:
+        inv_freq, scaling = rotation.frequencies(host, None, layer)
+        module = Fope(plan.rotation, shape_for(host, plan, layer), inv_freq, scaling)
+        clipped |= module.kept < len(inv_freq)
+        _child(host, applied, layer, plan.rotation.name, _like(module, host, layer))
+        _replace_rotation(host, applied, [layer], inv_freq, scaling, plan.rotation.name)
     if plan.rotation.clip and not clipped:
         raise UnsupportedError(
             f"clip=True clips nothing here: every frequency turns at least once in {plan.trained_length} tokens, the "
             "trained length. Pass clip=False."
         )
     applied.native = False
-    return False, False
+    return True, False
 
 
 def _install_late(
@@ -345,9 +345,14 @@ def _embedding_rms(host: Host) -> float:
 
 
 def _replace_rotation(
-    host: Host, applied: Applied, layers: list[int], inv_freq: list[float] | None = None, scaling: float = 1.0
+    host: Host,
+    applied: Applied,
+    layers: list[int],
+    inv_freq: list[float] | None = None,
+    scaling: float = 1.0,
+    through: str | None = None,
 ) -> None:
-    hook = rotation.ReplaceRotation(inv_freq, scaling)
+    hook = rotation.ReplaceRotation(inv_freq, scaling, through)
     for layer in layers:
         applied.handles.append(host.attentions[layer].register_forward_pre_hook(hook, with_kwargs=True))
 

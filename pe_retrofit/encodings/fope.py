@@ -29,7 +29,7 @@ class FopeConfig(EncodingConfig):
 
 @register_encoding
 class Fope(RotationEncoding[FopeConfig], nn.Module):
-    """Fourier position embedding: ``cos'_m = sum_w C[w, m] cos(w n)``, ``sin'_m = sum_w S[w, m] sin(w n)`` at position n.
+    """Fourier position embedding: ``cos'_m = sum_w C[w,m] cos(w n)``, ``sin'_m = sum_w S[w,m] sin(w n)`` at position n.
 
     ``w`` runs over the model's own frequencies (scaled ones too) with a period of at most the trained length,
     ``w >= 2 pi / L``; the dimensions of the others are clipped: ``cos' = 1``, ``sin' = 0``. ``C = I + A`` and
@@ -38,13 +38,13 @@ class Fope(RotationEncoding[FopeConfig], nn.Module):
     an exact identity; with ``clip=True`` the start is the model's rotation without the clipped frequencies. With A or B
     the logits are no function of ``i - j`` alone, as ``cos'^2 + sin'^2`` is not 1.
 
-    The authors' code, made for training from scratch, starts from ``I`` plus Xavier noise of gain 0.3, per head, divides
-    each column by its sum and trains none of it; random fixed matrices would destroy a pretrained model, so here the
-    series is learned from the identity. It also gives clipped dimensions ``sin' = 1`` by padding and keeps at most
+    The authors' code, made for training from scratch, starts from ``I`` plus Xavier noise of gain 0.3, per head,
+    divides each column by its sum and trains none of it; random fixed matrices would destroy a pretrained model, so
+    here the series is learned from the identity. It also pads clipped dimensions with ``sin' = 1`` and keeps at most
     ``d / 4`` series; here they do not rotate, which is the paper's formula, and every kept frequency has its series.
 
-    Source: Hua et al., "Fourier Position Embedding: Enhancing Attention's Periodic Extension for Length Generalization",
-    2024, arXiv 2412.17739.
+    Source: Hua et al., "Fourier Position Embedding: Enhancing Attention's Periodic Extension for Length
+    Generalization", 2024, arXiv 2412.17739.
 
     Args:
         inv_freq: the model's frequencies in radians per token, highest first; None: none is clipped.
@@ -74,7 +74,7 @@ class Fope(RotationEncoding[FopeConfig], nn.Module):
         self.sin_coef = nn.Parameter(torch.zeros(self.kept, self.kept))
 
     def forward(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin ``[b, q, rotary_dim]``, laid out as ``(f, f)``, of the model's rotation to those of the series."""
+        """From cos and sin ``[b, q, rotary_dim]`` of the model's rotation, laid out as ``(f, f)``, to the series'."""
         with torch.autocast(cos.device.type, enabled=False):
             return self._series(cos, self.cos_coef, self.scaling), self._series(sin, self.sin_coef, 0.0)
 

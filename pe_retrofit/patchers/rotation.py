@@ -24,15 +24,25 @@ class ReplaceRotation:
     Args:
         inv_freq: float32 ``[n]`` frequencies, or None for no rotation (cos = 1, sin = 0).
         scaling: factor on cos and sin.
+        through: name of a module installed at the attention that cos and sin go through.
     """
 
-    def __init__(self, inv_freq: list[float] | None = None, scaling: float = 1.0) -> None:
+    def __init__(self, inv_freq: list[float] | None = None, scaling: float = 1.0, through: str | None = None) -> None:
         self.inv_freq = inv_freq
         self.scaling = scaling
+        self.through = through
 
-    def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        given = _given(module, kwargs)
-        kwargs["position_embeddings"] = self._none(*given) if self.inv_freq is None else self._ours(given[0], kwargs)
+    def __call__(self, module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        given = kwargs.get("position_embeddings")
+        if not isinstance(given, tuple) or len(given) != 2:
+            raise UnsupportedError(
+                f"{type(module).__name__} was not given position_embeddings=(cos, sin) as a keyword, so its rotation "
+                "cannot be replaced. This model's layers are not built like the supported families'."
+            )
+        turned = self._none(*given) if self.inv_freq is None else self._ours(given[0], kwargs)
+        kwargs["position_embeddings"] = (
+            getattr(module.position_encoding, self.through)(*turned) if self.through else turned
+        )
         return args, kwargs
 
     @staticmethod
@@ -51,31 +61,6 @@ class ReplaceRotation:
                 (angles.sin() * self.scaling).to(like.dtype),
             )
         return positions.shared[memo]
-
-
-class PassRotation:
-    """Forward pre-hook of an attention: its cos and sin go through a module that is installed there.
-
-    Args:
-        name: of the module.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self, module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        kwargs["position_embeddings"] = getattr(module.position_encoding, self.name)(*_given(module, kwargs))
-        return args, kwargs
-
-
-def _given(module: nn.Module, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    given = kwargs.get("position_embeddings")
-    if not isinstance(given, tuple) or len(given) != 2:
-        raise UnsupportedError(
-            f"{type(module).__name__} was not given position_embeddings=(cos, sin) as a keyword, so its rotation "
-            "cannot be replaced. This model's layers are not built like the supported families'."
-        )
-    return given
 
 
 def native_sets(host: Host, encoding: RotationEncoding) -> list[str | None]:
