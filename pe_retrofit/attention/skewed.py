@@ -75,7 +75,10 @@ def _attend(call: Call, tables: list[Distances | None], skipped: int) -> Tensor:
         assert isinstance(encoding, RelativeScore)
         if table is not None:
             parts.append(_query_part(encoding, table, call, skipped))
-        parts += [p for p in (_key_part(encoding, call), _content_part(encoding, call), call.bias()) if p is not None]
+        parts += [p for p in (_key_part(encoding, call), _content_part(encoding, call)) if p is not None]
+    bias = call.bias()
+    if bias is not None:
+        parts.append(bias)
     added = parts[0] if len(parts) == 1 else sum(parts[1:], start=parts[0])
     return scaled_dot_product_attention(
         call.query,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +81,7 @@ def log_bucket(distance: Tensor, buckets: int, furthest: int) -> Tensor:
     """Bucket of ``i - j``, odd in the distance: int64, same shape. One each up to ``buckets / 2``, then logarithmic."""
     middle = buckets // 2
     size = distance.abs()
-    ratio = torch.log(size.clamp_min(middle).float() / middle) / math.log((furthest - 1) / middle)
+    most = torch.tensor((furthest - 1) / middle, dtype=torch.float32, device="cpu").log()  # rounded as in DeBERTa-v2
+    ratio = torch.log(size.clamp_min(middle).float() / middle) / most
     far = torch.ceil(ratio * (middle - 1)).long() + middle
     return torch.where(size <= middle, distance, far * distance.sign())
