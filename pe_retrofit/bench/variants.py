@@ -15,6 +15,7 @@ from ..encodings.alibi import alibi_slopes
 from ..errors import UnsupportedError
 from ..patchers.family import find_host
 from ..patching import patch_model, unpatch_model
+from ..registry import NATIVE
 
 STOCK = "stock"
 DENSE = "dense position_bias (sdpa)"
@@ -31,6 +32,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "learned": {"max_positions": 32768},
 }
 """Options of encodings that need some."""
+
+
+def options(name: str, length: int) -> dict[str, Any]:
+    """Options of an encoding at a length; windows are a quarter of it, so that every piece of a rotation has work."""
+    window = max(1, length // 4)
+    by_length: dict[str, dict[str, Any]] = {
+        "self_extend": {"window": window},
+        "rerope": {"window": window},
+        "lm_infinite": {"window": window},
+        "dual_chunk": {"chunk": window, "context": 2 * window},
+        "string": {"shift": 2 + window, "local": min(128, 1 + window)},
+        "window": {"size": window},
+    }
+    return by_length.get(name, OPTIONS.get(name, {}))
 
 
 @contextmanager
@@ -59,8 +74,9 @@ def variant(model: nn.Module, name: str, length: int) -> Iterator[dict[str, Any]
         finally:
             base.set_attn_implementation(before)
     else:
-        spec = name.split("+")
-        patch_model(model, spec if len(spec) > 1 else name, verify=False, **OPTIONS.get(name, {}))
+        parts = name.split("+")
+        spec = [part if part in NATIVE else {"name": part, **options(part, length)} for part in parts]
+        patch_model(model, spec, verify=False)
         try:
             randomise(base)
             yield {}
