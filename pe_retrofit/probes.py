@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -105,7 +106,9 @@ class Lab:
         self.entries = ([{"name": NATIVE[0]}] if keeps else []) + [c.to_dict() for c in configs]
         self.filled: list[str] = []
         if configs:
-            patch_model(self.model, spec, **options)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "'.*' is for teaching and diagnosis", UserWarning)  # measured here
+                patch_model(self.model, spec, **options)
             self.filled = self._fill()
         self.causal = find_host(self.model).causal()
         self._runs: dict[int, tuple[bool, int]] = {}
@@ -231,8 +234,9 @@ class Lab:
         if local is not None:
             with torch.no_grad():
                 hidden = self.model.get_input_embeddings().weight[self.tokens(last)].to(torch.float64)
-                added = (local(hidden) - hidden)[0]
-            return *self._sizes(added), "vector over token embedding (root mean square)", last
+                added = (local(hidden) - hidden)[0] / self.size(hidden)
+            near, far = self.size(added[:TRAINED]), self.size(added[-TRAINED:])
+            return near, far, "vector over token embedding (root mean square)", last
         table = host.table
         if table is not None or getattr(self.model, "position_encoding", None):
             with torch.no_grad():

@@ -184,7 +184,10 @@ def scalable(lab: Lab) -> Answer:
 
 def cached(lab: Lab) -> Answer:
     """Token by token and in chunks with a cache, across the trained length, against one pass."""
-    change = lab.cache_change()
+    try:
+        change = lab.cache_change()
+    except UnsupportedError as error:
+        return False, f"a cache cannot be continued: {error}", None
     if change is None:
         return None, "an encoder has no cache", None
     return change < 1e-4, f"decoding with a cache changes the output by {change:.2g} of its size", change

@@ -16,7 +16,7 @@ class IntegerConfig(EncodingConfig):
     """Options of ``integer``."""
 
     name = "integer"
-    scale: float = number(1.0, low=-1e3, high=1e3, help="size of the step per token, over that of the token embeddings")
+    scale: float = number(1.0, low=1e-3, high=1e3, help="size of the step per token, over that of the token embeddings")
 
 
 @register_encoding

@@ -18,7 +18,7 @@ class NormalizedConfig(EncodingConfig):
     """Options of ``normalized``."""
 
     name = "normalized"
-    scale: float = number(1.0, low=-1e3, high=1e3, help="size at the end of the text, over that of the embeddings")
+    scale: float = number(1.0, low=1e-3, high=1e3, help="size at the end of the text, over that of the embeddings")
 
 
 @register_encoding

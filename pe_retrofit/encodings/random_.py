@@ -17,7 +17,7 @@ class RandomConfig(EncodingConfig):
     """Options of ``random``."""
 
     name = "random"
-    scale: float = number(1.0, low=-1e3, high=1e3, help="largest size, over that of the token embeddings")
+    scale: float = number(1.0, low=1e-3, high=1e3, help="largest size, over that of the token embeddings")
     seed: int = integer(0, low=0, high=2**31 - 1, help="another seed gives every position another number")
 
 
