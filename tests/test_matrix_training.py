@@ -11,6 +11,7 @@ from transformers import StaticCache
 
 COMPILED = [
     *[("llama", name) for name in ("alibi", "t5", "nope", "yarn/2", "dynamic", "sinusoidal")],
+    *[("llama", name) for name in ("fope", "swan")],
     *[("gemma3", "native+t5"), ("gpt_neox", "alibi_learnable"), ("stablelm", "alibi"), ("bert", "t5")],
 ]
 """Cells whose compiled forward is compared: each way of installing something once. Compiling takes seconds."""

@@ -291,7 +291,7 @@ def test_an_attention_that_cannot_carry_the_encoding_is_refused_on_load(folder: 
 
 @pytest.mark.parametrize(
     ("spec", "count"),
-    [(["native", "t5"], 2), (["native", "sinusoidal"], 2), ([{"name": "alibi", "learnable": True}], 2)],
+    [(["native", "t5"], 2), (["native", "sinusoidal"], 2), ([{"name": "alibi", "learnable": True}], 2), ("fope", 4)],
 )
 def test_lora_on_a_patched_model_trains_and_saves_what_is_learned(spec: Any, count: int, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")

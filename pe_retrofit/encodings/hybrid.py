@@ -111,7 +111,7 @@ class Irope(_Interleaved):
     Config = IropeConfig
     info = EncodingInfo(
         title="iRoPE, NoPE with growing temperature among RoPE layers",
-        formula="layer l: NoPE where (l + 1) mod every = 0, logits * (1 + attn_scale ln(1 + floor((i + 1) / floor_scale)))",
+        formula="layer l: NoPE where (l + 1) mod every = 0, logits * (1 + c ln(1 + floor((i + 1) / floor_scale)))",
         paper="Meta 2025 (Llama 4); temperature: Nakanishi 2025, arXiv 2501.19399",
         bidirectional=False,
         relative=False,
@@ -124,12 +124,12 @@ class Irope(_Interleaved):
 
 @register_encoding
 class Swan(_Interleaved):
-    """SWAN: NoPE layers that see all, with a temperature that grows with the position, among sliding-window RoPE layers.
+    """SWAN: NoPE layers that see all, with a temperature growing with the position, among sliding-window RoPE layers.
 
     Groups of ``every`` layers, each led by a NoPE layer; the others keep the model's rotation under a sliding window of
     ``window`` tokens. The logits of the NoPE layers grow logarithmically with the position, here by Llama 4's formula
-    (see ``nope``), which by default is 1 before the last trained position. Causal only. Retrofit: no identity; the paper
-    converts pretrained models with a short continued pretraining.
+    (see ``nope``), which by default is 1 before the last trained position. Causal only. Retrofit: no identity; the
+    paper converts pretrained models with a short continued pretraining.
 
     Source: Puvvada et al., "SWAN-GPT: An Efficient and Scalable Approach for Long-Context Language Modeling", 2025,
     arXiv 2504.08719.
@@ -139,7 +139,7 @@ class Swan(_Interleaved):
     nope_first = True
     info = EncodingInfo(
         title="SWAN, NoPE with growing temperature among sliding-window RoPE layers",
-        formula="layer l: NoPE where l mod every = 0, logits * (1 + attn_scale ln(1 + floor((i + 1) / floor_scale)))",
+        formula="layer l: NoPE where l mod every = 0, logits * (1 + c ln(1 + floor((i + 1) / floor_scale)))",
         paper="Puvvada et al. 2025, arXiv 2504.08719",
         bidirectional=False,
         relative=False,
