@@ -19,6 +19,10 @@ class SegmentCache(Cache):
     ``memory`` at least the length of the text a stream equals one pass over all of it. Sliding-window layers keep no
     more than their window.
 
+    Transformer-XL projects the remembered states anew and trains these projections too; here keys and values themselves
+    are remembered, which is the same as long as the weights are. Pretrained models often lean on the first tokens of a
+    text: train them by segments, or use ``lm_infinite`` and :class:`SinkCache`, which keep those.
+
     For every relative encoding. A 2D ``attention_mask`` (left padding) must cover all tokens seen. A prompt given to
     ``generate`` is one segment; feed a long one with :func:`~pe_retrofit.streaming.stream` first. transformers
     computes rotations in float32 from absolute positions: angles are off by up to 0.004 radians at 100,000 tokens, and
