@@ -142,6 +142,8 @@ def _install_rotation(host: Host, plan: Plan, applied: Applied) -> tuple[bool, b
     new = {name: encoding.rope_parameters(host.rope_sets[name]) for name in names}
     check_unscaled(host, plan.rotation, names, new)
     concerned = [i for i in plan.layers if None in names or host.config.layer_types[i] in names]
+    if plan.scores and len(concerned) < len(plan.layers):
+        _install_fixed(host, plan, applied, [i for i in plan.layers if i not in concerned], None)
     if kind.length_dependent:
         return _install_late(host, plan, applied, encoding, concerned)
     if plan.scores:
@@ -231,7 +233,7 @@ def _install_fixed(
     host: Host, plan: Plan, applied: Applied, layers: list[int], encoding: RotationEncoding | None
 ) -> tuple[bool, bool]:
     """A rotation (None: the model's own) beside which queries and keys are needed as they were."""
-    name = plan.rotation.name if plan.rotation is not None else NATIVE[0]
+    name = plan.rotation.name if plan.rotation is not None and encoding is not None else NATIVE[0]
     rotation.check_layout(host, plan.names, rotates=True)
     turning = _turning(host, layers)
     for layer in turning:
@@ -256,7 +258,10 @@ def _install_piecewise(host: Host, plan: Plan, applied: Applied) -> tuple[bool, 
     assert plan.rotation is not None
     rotation.check_layout(host, plan.rotation.name, rotates=True)
     names = rotation.extended_sets(host)
-    turning = _turning(host, [i for i in plan.layers if None in names or host.config.layer_types[i] in names])
+    concerned = [i for i in plan.layers if None in names or host.config.layer_types[i] in names]
+    if plan.scores and len(concerned) < len(plan.layers):
+        _install_fixed(host, plan, applied, [i for i in plan.layers if i not in concerned], None)
+    turning = _turning(host, concerned)
     for layer in turning:
         kind = get_encoding(plan.rotation.name)
         assert issubclass(kind, PiecewiseEncoding)

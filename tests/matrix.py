@@ -688,7 +688,6 @@ _ENCODINGS = [
         "self_extend",
         {"window": TRAINED},
         pieces=True,
-        relative=False,
         encoder=False,
         identity="decoder",
         hosts=CORE,
