@@ -171,7 +171,8 @@ def test_bfloat16_is_as_good_far_out_as_near(cell: Cell, kind: str) -> None:
     near, far = torch.arange(40)[None], far_positions(kind)
     noise = distance(logits(model, ids, position_ids=near, **inputs), logits(wide, ids, position_ids=near, **inputs))
     found = distance(logits(model, ids, position_ids=far, **inputs), logits(wide, ids, position_ids=far, **inputs))
-    assert found < max(3 * noise, 0.1)
+    most = 0.2 if cell.encoding.score == "content" else 0.1  # a rounded query counts other keys
+    assert found < max(3 * noise, most)
 
 
 @pytest.mark.parametrize("cell", cells())

@@ -53,7 +53,7 @@ class Cope(ScoreEncoding[CopeConfig]):
         b, h, q, d = block.query.shape
         k = block.key.shape[2]
         folded = block.query.reshape(b, h // block.groups, block.groups * q, d)
-        logits = torch.matmul(folded, block.key.transpose(2, 3)).view(b, h, q, k).to(wide) * block.scaling
+        logits = torch.matmul(folded.to(wide), block.key.to(wide).transpose(2, 3)).view(b, h, q, k) * block.scaling
         gates = logits.sigmoid()
         if block.allowed is not None:
             gates = gates.masked_fill(~block.allowed, 0.0)
