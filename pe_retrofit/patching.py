@@ -42,8 +42,8 @@ def patch_model(
             the fourth on), and ``"rest"`` for the layers not named; ``"native"`` as a value leaves layers as they are,
             as it does layers that are not named. All of it is done or nothing.
         layers: None for all, or an index, a slice or a list of indices of the layers to patch; not with a mapping.
-        kernel: force an attention kernel: ``separable``, ``toeplitz``, ``blockwise``, ``flex`` or ``eager``. By
-            default the fastest that fits is chosen at each call.
+        kernel: force an attention kernel: ``separable``, ``toeplitz``, ``skewed``, ``merged``, ``keyed``, ``dense``,
+            ``blockwise``, ``flex`` or ``eager``. By default the fastest that fits is chosen at each call.
         verify: run a few tokens before and after, to prove what changed.
         **options: of the encoding, when ``spec`` is a name, e.g. ``factor=4.0``.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pe_retrofit import UnsupportedError
-from pe_retrofit.attention import blockwise, fused, toeplitz
+from pe_retrofit.attention import blockwise, dense, fused, toeplitz
 from pe_retrofit.attention.call import Call
 from pe_retrofit.attention.reference import eager_attention
 from pe_retrofit.attention.select import KERNELS, choose, obstacle, run
@@ -40,6 +40,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toeplitz, "BLOCK", 7)
     monkeypatch.setattr(fused, "BLOCK", 7)
     monkeypatch.setattr(toeplitz, "MASKED_BUDGET", 1)
+    monkeypatch.setattr(dense, "BUDGET", 1)
     original = blockwise.block_length
     monkeypatch.setattr(blockwise, "block_length", lambda call: min(5, original(call)))
 
@@ -75,7 +76,7 @@ def check(call: Call, expected_kernels: set[str] | None = None, rows: Tensor | N
         torch.testing.assert_close(*pair, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
 
 
-ALL = {"separable", "toeplitz", "blockwise", "flex", "eager"}
+ALL = {"separable", "toeplitz", "dense", "blockwise", "flex", "eager"}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -191,7 +192,7 @@ def test_positions_with_gaps(dtype: torch.dtype) -> None:
             key_positions=positions,
         )
         assert "positions that grow by one" in str(obstacle("toeplitz", call))
-        check(call, {"separable", "blockwise", "flex", "eager"} - ({"separable"} if "t5" in name else set()))
+        check(call, ALL - {"toeplitz"} - ({"separable"} if "t5" in name else set()))
 
 
 def test_positions_that_decrease() -> None:
@@ -199,8 +200,8 @@ def test_positions_that_decrease() -> None:
     positions = torch.randperm(200, generator=torch.Generator().manual_seed(1))[:30].view(1, 30)
     call = tiny.make_call(biases=BIASES["alibi"](4), queries=30, query_positions=positions, key_positions=positions)
     assert "never decrease" in str(obstacle("separable", call))
-    check(call, {"blockwise", "flex", "eager"})
-    assert choose(call) == "blockwise"
+    check(call, {"dense", "blockwise", "flex", "eager"})
+    assert choose(call) == "dense"
 
 
 @pytest.mark.parametrize("start", [0, 1000, 131_040])
@@ -268,7 +269,7 @@ def test_choice() -> None:
     fixed, learned = tiny.make_call(biases=BIASES["alibi"](4)), tiny.make_call(biases=[tiny.t5(train=True)])
     assert choose(fixed) == "toeplitz"
     assert choose(replace(fixed, shift=None)) == "separable"
-    assert choose(replace(fixed, shift=None, causal=False)) == "blockwise"
+    assert choose(replace(fixed, shift=None, causal=False)) == "dense"
     assert choose(replace(fixed, dropout=0.1)) == "blockwise"
     assert choose(replace(fixed, softcap=1.0)) == "blockwise"
     with torch.enable_grad():
@@ -280,6 +281,8 @@ def test_choice() -> None:
         ("separable", replace(fixed, causal=False), "causal attention is needed"),
         ("toeplitz", replace(fixed, shift=None), "positions that grow by one"),
         ("toeplitz", replace(fixed, dropout=0.5), "no dropout"),
+        ("dense", replace(fixed, dropout=0.5), "no dropout"),
+        ("dense", replace(fixed, softcap=2.0), "no soft-capping"),
         ("flex", replace(fixed, dropout=0.5), "no dropout"),
         ("flex", replace(fixed, sinks=torch.zeros(4)), "sinks"),
     ):
