@@ -170,6 +170,10 @@ def configs(draw: st.DrawFn) -> Any:
         current = default_of(name, field.name)
         if isinstance(current, bool):
             chosen[field.name] = draw(st.booleans())
+        elif field.name == "attn_scale":
+            chosen[field.name] = draw(st.floats(0.0, 10.0))
+        elif field.name in ("every", "floor_scale") or (field.name == "window" and name in ("rnope", "irope", "swan")):
+            chosen[field.name] = draw(st.integers(1, 1024))
         elif field.name == "sides":
             chosen[field.name] = draw(st.sampled_from(["both", "split"]))
         elif field.name == "init":
