@@ -15,6 +15,7 @@ from transformers import DynamicCache, StaticCache
 
 from pe_retrofit import ConvConfig, RecurrentConfig, UnsupportedError, patch_model, positions
 from pe_retrofit.patchers import tails
+from pe_retrofit.streaming import SegmentCache
 
 EXACT = 1e-9
 SPECS = {
@@ -215,6 +216,22 @@ def test_compiled_equals_eager_mode_and_decodes_with_a_static_cache(spec: str) -
     found = [logits(model, ids[:, :18], past_key_values=cache)]
     found += [logits(compiled, ids[:, i : i + 1], past_key_values=cache) for i in range(18, 24)]
     assert distance(torch.cat(found, 1), wanted) < 1e-5
+
+
+@every
+def test_streams_remember_neighbours_too(spec: str) -> None:
+    """A memory of everything equals one pass; segments end where the gradient ends."""
+    model, ids = patched(spec), tokens(2, 40)
+    wanted = logits(model, ids, use_cache=False)
+    found = cached_logits(model, ids, [7, 1, 2, 14, 16], SegmentCache(model, 64))
+    assert distance(found, wanted) < 1e-5
+    short = SegmentCache(model, 6)
+    first = cached_logits(model, ids[:, :9], [9], short)
+    assert distance(first, wanted[:, :9]) < 1e-5
+    assert torch.isfinite(cached_logits(model, ids[:, 9:], [1, 14, 16], short)).all()
+    cache = SegmentCache(model, 12)
+    for start in (0, 10, 20):
+        model(ids[:, start : start + 10], past_key_values=cache).logits.square().mean().backward()
 
 
 @pytest.mark.parametrize("spec", ["conv", "native+recurrent"])

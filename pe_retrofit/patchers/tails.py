@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedError
+from ..held import held_by
 from ..positions import KEYWORD
 from ..sites import LocalInput
 
@@ -150,6 +151,8 @@ def _write(cache: Any, name: str, reach: int, states: Tensor, seen: int | Tensor
     if tails is None:
         tails = {}
         setattr(cache, _TAILS, tails)
+    if held_by(cache) is not None:  # a cache that forgets stops the gradient too
+        states = states.detach()
     if _fixed(cache):
         tail = tails.get(name, (None, 0))[0]
         if tail is None or tail.shape[0] != states.shape[0]:

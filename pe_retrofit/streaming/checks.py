@@ -10,6 +10,7 @@ from ..patchers.family import Host, find_host
 from ..patchers.table import ReplacedTable
 from ..patching import STATE
 from ..registry import NATIVE, config_from_dict, get_encoding
+from ..sites import LocalInput
 
 SINKS = "lm_infinite"
 """The encoding for which the first tokens have to be kept."""
@@ -72,8 +73,9 @@ def require_relative(model: Any) -> Host:
                     f"{SINKS!r} attends to the first tokens of the text, which a segment cache forgets. Use "
                     "pe_retrofit.streaming.SinkCache(model), which keeps them."
                 )
-            if kind.site == "input" or not kind.is_relative(config_from_dict(entry)):
-                why = "adds positions to the embeddings" if kind.site == "input" else "depends on absolute positions"
+            adds = kind.site == "input" and not issubclass(kind, LocalInput)
+            if adds or not kind.is_relative(config_from_dict(entry)):
+                why = "adds positions to the embeddings" if adds else "depends on absolute positions"
                 raise UnsupportedError(
                     f"{entry['name']!r} {why}, which leave every trained range as the text goes on, so keys and values "
                     "of earlier segments cannot be reused. Patch with a relative encoding: the native rotation, "
