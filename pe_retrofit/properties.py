@@ -14,6 +14,19 @@ import torch
 
 from .errors import UnsupportedError
 from .probes import FAMILY_NAMES, TOO_FAR, Lab
+from .probes.cost import finite, largest_tensor, power, time_ratio
+from .probes.lab import Start
+from .probes.outputs import (
+    bf16_error,
+    cache_change,
+    farthest,
+    pair_outputs,
+    permutation_change,
+    prefix_output,
+    shift_change,
+)
+from .probes.scores import score_rise
+from .probes.sizes import sizes
 
 SHIFTS = (37, 384)
 """Constants added to all positions: within the trained length, and three times beyond it."""
@@ -51,7 +64,11 @@ class Report:
         family: the small model's: ``llama``, ``gpt_neox`` or ``bert``.
         trained_length: of the small model, in tokens.
         layers: of the small model.
+        chosen: options that were not given, with the value taken for so small a model.
+        starts: what patching changed before anything was learned; where the encoding takes the place of the native one,
+            also what it changes beside it.
         filled: learned parameters that are zero at the start and were given random values.
+        breaks: for encodings that are for teaching: what they say they lack.
         properties: the answers.
     """
 
@@ -60,11 +77,19 @@ class Report:
     family: str
     trained_length: int
     layers: int
+    chosen: dict[str, Any]
+    starts: list[Start]
     filled: list[str]
+    breaks: str
     properties: list[Property] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> Property:
         return next(p for p in self.properties if p.name == name)
+
+    @property
+    def lacking(self) -> list[str]:
+        """Properties that do not hold."""
+        return [p.name for p in self.properties if p.holds is False]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -92,7 +117,9 @@ def check_encoding(
     if family not in FAMILY_NAMES:
         raise UnsupportedError(f"family={family!r} is unknown; choose one of {', '.join(FAMILY_NAMES)}.")
     lab = Lab(spec, family, options)
-    report = Report(lab.names, lab.entries, family, lab.trained, lab.layers, lab.filled)
+    report = Report(
+        lab.names, lab.entries, family, lab.trained, lab.layers, lab.chosen, lab.starts, lab.filled, lab.breaks
+    )
     for name, (measure, meaning) in PROPERTIES.items():
         progress(name)
         holds, figure, value = measure(lab)
@@ -100,12 +127,15 @@ def check_encoding(
     return report
 
 
+GROWN = 1.1
+"""Times its size within L from which on something has grown."""
+
 Answer = tuple["bool | None", str, "float | None"]
 
 
 def unique(lab: Lab) -> Answer:
     """A token attends to one other at each distance below L; outputs that differ are counted."""
-    outputs = lab.pair_outputs(torch.arange(min(lab.trained, lab.reach)))
+    outputs = pair_outputs(lab, torch.arange(min(lab.trained, lab.reach)))
     gaps = torch.cdist(outputs, outputs, p=float("inf")) / lab.size(outputs)
     same = gaps < 1e-9
     distinct = int((same.long().argmax(1) == torch.arange(len(outputs))).sum())  # the first of each set of equals
@@ -117,13 +147,13 @@ def consistent(lab: Lab) -> Answer:
     """The first tokens' output, alone and within a longer input (decoders: more text, encoders: more padding)."""
     longer = min(lab.reach, 4 * lab.trained)
     short = min(lab.trained, longer) // 2
-    change = lab.change(lab.prefix_output(short, short), lab.prefix_output(short, longer))
+    change = lab.change(prefix_output(lab, short, short), prefix_output(lab, short, longer))
     return change < 1e-4, f"output of {short} tokens changes by {change:.2g} of its size within {longer}", change
 
 
 def order_sensitive(lab: Lab) -> Answer:
     """The output at the last token when the tokens before it are permuted."""
-    change = lab.permutation_change(24)
+    change = permutation_change(lab, 24)
     return change > 1e-4, f"permuting what comes before changes the last output by {change:.2g} of its size", change
 
 
@@ -132,7 +162,7 @@ def relative(lab: Lab) -> Answer:
     changes = {}
     for shift in SHIFTS:
         try:
-            changes[shift] = lab.shift_change(min(lab.trained, lab.reach) // 2, shift)
+            changes[shift] = shift_change(lab, min(2 * lab.trained, lab.reach // 2), shift)
         except TOO_FAR:
             continue
     if not changes:
@@ -144,18 +174,24 @@ def relative(lab: Lab) -> Answer:
 
 def bounded(lab: Lab) -> Answer:
     """Size of what the encoding brings in, at 16 L (or as far as it goes) over that at L."""
-    near, far, what, last = lab.sizes()
-    growth = far / near if near else (1.0 if far == 0 else float("inf"))
-    return growth < 1.1, f"{what}: {near:.3g} up to L, {far:.3g} up to {last:,} tokens", growth
+    size = sizes(lab)[0]
+    return (
+        size.growth < GROWN,
+        f"{size.what}: {size.near:.3g} up to L, {size.far:.3g} up to {size.last:,} tokens",
+        size.growth,
+    )
 
 
 def extrapolates(lab: Lab) -> Answer:
-    """Runs at 16 L, finite, and no attention score rises above what training has shown by more than a tenth."""
+    """Runs at 16 L, finite, and neither input vectors nor attention scores leave what training has shown by a tenth."""
     if lab.reach < 16 * lab.trained:
         return False, f"refuses inputs beyond {lab.reach:,} tokens", None
-    if not lab.finite(16 * lab.trained):
+    if not finite(lab, 16 * lab.trained):
         return False, f"output is not finite at {16 * lab.trained:,} tokens", None
-    rises = lab.score_rise((2, 4, 8, 16))
+    grown = next((size for size in sizes(lab) if size.at_input and size.growth >= GROWN), None)
+    if grown is not None:
+        return False, f"input vectors grow to {grown.growth:.3g} times the largest within L", grown.growth
+    rises = score_rise(lab, (2, 4, 8, 16))
     good = [times for times, rise in rises.items() if rise <= 0.1]
     worst = max(0.0, rises[16])
     held = 1
@@ -171,21 +207,21 @@ def scalable(lab: Lab) -> Answer:
     """Largest tensor that a forward pass allocates, at two lengths four apart; time over the unpatched model's."""
     long = lab.reach
     short = long // 4
-    small, large = lab.largest_tensor(short), lab.largest_tensor(long)
-    power = lab.power(small, large, short, long)
+    small, large = largest_tensor(lab, short), largest_tensor(lab, long)
+    exponent = power(small, large, short, long)
     dense = lab.heads * long * long
-    ratio, count = lab.time_ratio(long)
+    ratio, count = time_ratio(lab, long)
     figure = (
-        f"largest tensor {large:,} numbers at {long:,} tokens (H L^2 = {dense:,}), growing as L^{power:.1f}; "
+        f"largest tensor {large:,} numbers at {long:,} tokens (H L^2 = {dense:,}), growing as L^{exponent:.1f}; "
         f"{ratio:.2f} x the unpatched model's time at {count:,} tokens"
     )
-    return power < 1.5 and large < dense, figure, power
+    return exponent < 1.5 and large < dense, figure, exponent
 
 
 def cached(lab: Lab) -> Answer:
     """Token by token and in chunks with a cache, across the trained length, against one pass."""
     try:
-        change = lab.cache_change()
+        change = cache_change(lab)
     except UnsupportedError as error:
         return False, f"a cache cannot be continued: {error}", None
     if change is None:
@@ -195,8 +231,8 @@ def cached(lab: Lab) -> Answer:
 
 def precise(lab: Lab) -> Answer:
     """Error of bfloat16 against float32 at far positions, over that at near ones."""
-    far = lab.farthest(FAR)
-    near_error, far_error = lab.bf16_error(0), lab.bf16_error(far)
+    far = farthest(lab, FAR)
+    near_error, far_error = bf16_error(lab, 0), bf16_error(lab, far)
     figure = f"error {near_error:.2g} of the output at position 0, {far_error:.2g} at {far:,}"
     return far_error < 2 * near_error, figure, far_error / near_error
 

@@ -9,7 +9,8 @@ import typer
 HELP = """Measure the textbook properties of an encoding on a small random model patched with it.
 
 Every yes or no comes with the figure it rests on. NAME may be a composition (native+t5), or native for the unpatched
-model. Options of the encoding are given as key=value; required ones have example values, which are stated.
+model. Options of the encoding are given as key=value. Required ones, and those whose default is a length that the small
+model never reaches, have other values where they are not given; these are stated.
 
 Examples:
 
@@ -38,16 +39,17 @@ def run(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from ..probes import example_options
     from ..properties import PROPERTIES, check_encoding
     from .common import clean_stdout, print_json, read_spec
 
-    spec, filled = read_spec(name, options or [], fill=True)
+    spec, filled = read_spec(name, options or [], examples=example_options)
     columns = (TextColumn("{task.description:<22}"), BarColumn(), TimeElapsedColumn())
     with clean_stdout(as_json), Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("patching", total=len(PROPERTIES) + 1)
         report = check_encoding(spec, family, progress=lambda what: progress.update(task, description=what, advance=1))
     if as_json:
-        print_json({**report.to_dict(), "example_values": filled})
+        print_json({**report.to_dict(), "chosen": filled, "example_values": filled, "lacking": report.lacking})
     else:
         print_table(report, filled)
 
@@ -71,7 +73,14 @@ def print_table(report: Any, filled: dict[str, Any]) -> None:
         f"trained length L = {report.trained_length} tokens"
     )
     for key, value in filled.items():
-        console.print(f"  {key} = {value} (example; give {key}=... for yours)")
+        console.print(f"  {key} = {value} (example for this small model; give {key}=... for yours)")
     if report.filled:
         console.print(f"  zero at the start, random here: {', '.join(report.filled)}")
+    for start in report.starts:
+        change = "an exact identity" if start.identity else f"changes the output by {start.change:.2g} of its size"
+        console.print(f"  at the start, up to L: {start.encoding}: {change}")
+    if report.breaks:
+        console.print(f"  [yellow]for teaching: {report.breaks}[/]")
     console.print(table)
+    lacking = ", ".join(report.lacking)
+    console.print(f"Does not hold: [red]{lacking}[/]" if lacking else "All of it holds.")

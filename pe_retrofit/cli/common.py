@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import typer
-
-EXAMPLES: dict[str, Any] = {"factor": 4.0, "max_positions": 256}
-"""Values that ``show`` and ``check`` use for required options that were not given; they say so."""
 
 
 class CommandError(Exception):
@@ -51,7 +48,12 @@ def read_options(items: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def read_spec(name: str, items: Sequence[str], *, fill: bool = False) -> tuple[list[Any], dict[str, Any]]:
+def read_spec(
+    name: str,
+    items: Sequence[str],
+    *,
+    examples: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] = lambda name, given: {},
+) -> tuple[list[Any], dict[str, Any]]:
     """The spec for ``patch_model`` from ``NAME`` (``alibi``, ``native+t5``) and ``key=value`` options.
 
     With several encodings an option goes to the one that has it; ``t5.num_buckets=64`` says whose it is.
@@ -59,7 +61,7 @@ def read_spec(name: str, items: Sequence[str], *, fill: bool = False) -> tuple[l
     Args:
         name: encodings joined by ``+``.
         items: options.
-        fill: give required options that are missing the values of :data:`EXAMPLES`.
+        examples: values for options that are missing, from an encoding's name and its options so far.
 
     Returns:
         ``["native", T5Config(...)]``, and the options that were filled in.
@@ -91,10 +93,9 @@ def read_spec(name: str, items: Sequence[str], *, fill: bool = False) -> tuple[l
         if part in NATIVE:
             spec.append(part)
             continue
-        for option in kinds[part].describe() if fill else ():
-            key = option["option"]
-            if option["default"] == "required" and key not in given[part] and key in EXAMPLES:
-                filled[key] = given[part][key] = EXAMPLES[key]
+        more = examples(part, given[part])
+        filled.update(more)
+        given[part].update(more)
         spec.append(kinds[part].from_options(given[part]))
     return spec, filled
 

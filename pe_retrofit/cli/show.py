@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +44,7 @@ def run(
 ) -> None:
     """Describe one encoding."""
     from ..errors import ConfigError, UnsupportedError
+    from ..probes import example_options
     from ..registry import NATIVE, get_encoding
     from .common import clean_stdout, print_json, read_spec
 
@@ -52,7 +54,7 @@ def run(
         raise ConfigError(f"--head-dim {head_dim} must be even: rotations turn pairs of dimensions.")
     if out is not None and out.suffix.lower() != ".png":
         raise ConfigError(f"--out {str(out)!r} must end in .png.")
-    (config,), filled = read_spec(name, options or [], fill=True)
+    (config,), filled = read_spec(name, options or [], examples=partial(example_options, small=False))
     kind = get_encoding(name)
     if encoder and not kind.info.bidirectional:
         raise UnsupportedError(f"{name!r} holds for causal attention only; leave out --encoder.")
