@@ -15,6 +15,7 @@ import transformers as hf
 from matrix import cached_logits, distance, logits
 from typer.testing import CliRunner
 
+import pe_retrofit
 from pe_retrofit import (
     AlibiConfig,
     ConfigError,
@@ -279,6 +280,18 @@ def test_properties_are_measured_on_enough_layers() -> None:
     assert report["relative"].holds
     assert report["cached = uncached"].holds
     assert check_encoding("swan", every=2, window=16)["relative"].holds is False
+
+
+def test_examples_of_the_readme() -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    calls = [
+        line for line in text.splitlines() if line.startswith("patch_model") and ("rest" in line or "rnope" in line)
+    ]
+    assert len(calls) == 3
+    for call in calls:
+        model = llama(max_position_embeddings=4096)
+        exec(call, {**vars(pe_retrofit), "model": model})
+        assert len(status(model).patches) == (1 if "(0, 5, 7)" in call else 2)
 
 
 def test_a_hybrid_of_ones_own() -> None:
