@@ -123,6 +123,7 @@ def test_start_is_partial_rotation() -> None:
     assert distance(logits(model, ids), logits(other, ids)) < 1e-6
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 def test_training_by_gradient_under_autocast_and_checkpointing() -> None:
     """Same gradients with checkpointing; the series stays in float32 where the model computes in bfloat16."""
     ids = tiny.ids(2, 20)
