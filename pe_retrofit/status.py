@@ -153,8 +153,10 @@ def _supports(applied: list[Applied]) -> dict[str, str]:
     ours = any(a.kernel for a in applied)
     configs = [config_from_dict(e) for a in applied for e in a.entries if e["name"] not in NATIVE]
     relative = all(get_encoding(config.name).is_relative(config) for config in configs)
+    whole = any(getattr(get_encoding(config.name), "needs_length", False) for config in configs)
+    caches = "dynamic, static, sliding-window, quantised; a cache filled elsewhere is refused"
     return {
-        "caches": "dynamic, static, sliding-window, quantised; a cache filled elsewhere is refused",
+        "caches": "none can be continued: whole texts only, with use_cache=False" if whole else caches,
         "attention backends": "pe_retrofit only" if ours else "any the model supports",
         "output_attentions": "per call" if ours else "as the model does",
         "shift of all positions": "changes nothing" if relative else "changes the output",

@@ -21,6 +21,7 @@ from pe_retrofit import (
     UnsupportedError,
     get_encoding,
     patch_model,
+    status,
 )
 from pe_retrofit.encodings.random_ import uniform
 from pe_retrofit.positions import resolve
@@ -282,6 +283,8 @@ def test_baselines_say_what_they_break(host: str, name: str, words: str) -> None
 @pytest.mark.parametrize("host", ["llama", "gpt_neox", "bert_decoder"])
 def test_normalized_reads_whole_texts_only(host: str) -> None:
     model, ids = patch_model(HOSTS[host].fresh().double(), "normalized"), tokens(1, 12)
+    assert "use_cache=False" in status(model).supports["caches"]
+    assert "static" in status(patch_model(HOSTS[host].fresh(), "random")).supports["caches"]
     with torch.no_grad():
         prefill = model(ids, use_cache=True)
         with pytest.raises(UnsupportedError, match=r"'normalized' divides by the length.*use_cache=False"):
