@@ -126,6 +126,11 @@ def test_equal_logits_in_a_fresh_process(tmp_path: Path) -> None:
         ("roberta", "sinusoidal"),
         ("electra", "native+sinusoidal"),
         ("bert_decoder", "alibi"),
+        ("llama", "conv"),
+        ("gemma3", "native+recurrent"),
+        ("bert", "recurrent"),
+        ("llama", "random"),
+        ("roberta", "normalized"),
     ]
     chosen = [Cell(HOSTS[h], ENCODINGS[e]) for h, e in pairs]
     in_a_fresh_process([c for c in chosen if c.refusal is None], tmp_path, plugin=True)
