@@ -172,8 +172,8 @@ class Call:
 
 
 def _open(mask: Tensor) -> Tensor:
-    """Where a mask that is added to the scores leaves a pair visible."""
-    return mask > torch.finfo(mask.dtype).min / 2
+    """Where a mask that is added to the scores leaves a pair visible: -inf, the lowest number and -1e4 mask."""
+    return mask > -5e3
 
 
 def tensors_of(call: Call) -> list[Tensor]:

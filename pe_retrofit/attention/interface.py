@@ -67,7 +67,9 @@ def attention_forward(
                 f"attention implementation {NAME!r} got {name!r}, which it would have to ignore. "
                 "Use unpatch_model(model) first, or pass neither."
             )
-    installed = [m for m in getattr(module, "position_encoding", {}).values() if not _adds_nothing(m)]
+    kernel = getattr(module, "_position_encoding_kernel", "auto")
+    carried = getattr(module, "position_encoding", {}).values()
+    installed = [m for m in carried if kernel != "auto" or not _adds_nothing(m)]
     context: Positions | None = kwargs.get(KEYWORD)
     weights_wanted = bool(kwargs.get("output_attentions")) or (context is not None and context.weights)
     if not installed and softcap is None and s_aux is None and not weights_wanted:
@@ -84,7 +86,6 @@ def attention_forward(
         module, query, key, value, attention_mask, dropout, scaling, is_causal, softcap, s_aux, positions, installed
     )
     turn = next((m for m in installed if isinstance(m, (LateRotation, PiecewiseRotation))), None)
-    kernel = getattr(module, "_position_encoding_kernel", "auto") if installed else "auto"
     weights: list[Tensor] = []
 
     def attend(call: Call) -> Tensor:
