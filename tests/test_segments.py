@@ -8,10 +8,10 @@ import matrix
 import pytest
 import tiny
 import torch
-from matrix import HOSTS, WINDOW, Cell, cells, distance, logits, tokens
+from matrix import HOSTS, WINDOW, Cell, EncodingCase, cells, distance, logits, tokens
 from torch import Tensor
 
-from pe_retrofit import UnsupportedError, patch_model
+from pe_retrofit import ConfigError, UnsupportedError, patch_model
 from pe_retrofit.held import Held, held_by
 from pe_retrofit.streaming import SegmentCache, stream
 from pe_retrofit.streaming.layers import ForgetfulLayer
@@ -20,8 +20,23 @@ STREAMED = ("llama", "mistral", "gemma3", "gpt_neox", "gpt_oss")
 
 
 def streams(cell: Cell) -> bool:
-    """Whether a cell has positions that mean distances, and keeps no first tokens."""
-    return cell.relative and not cell.encoding.input and not cell.encoding.name.startswith("lm_infinite")
+    """Whether positions mean distances in a cell, and no first tokens are kept."""
+    kept = cell.host.rotates or not cell.encoding.keeps
+    return kept and encoding_streams(cell.encoding)
+
+
+def encoding_streams(encoding: EncodingCase) -> bool:
+    """The same on a Llama. Self-Extend groups absolute positions, even where that happens to be exact."""
+    grows = encoding.name.startswith(("dynamic", "longrope"))
+    absolute = encoding.name.startswith(("lm_infinite", "self_extend"))
+    return encoding.relative and not grows and not absolute
+
+
+def reach(model: Any) -> int:
+    """Tokens before each one that an input encoding looks at."""
+    base = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    installed = getattr(base, "position_encoding", None)
+    return max((e.reach for e in installed.values()), default=0) if installed is not None else 0
 
 
 def run(model: Any, ids: Tensor, segment: int, cache: Any, **more: Any) -> Tensor:
@@ -98,6 +113,10 @@ def test_unpatched_models_stream(name: str) -> None:
 def test_a_stream_equals_one_pass_with_the_mask_of_the_segments(cell: Cell, segment: int, memory: int) -> None:
     """What a token computes depends on what it sees alone, so states that are reused are states computed anew."""
     model = cell.patched(double=True)
+    if memory < reach(model):
+        with pytest.raises(ConfigError, match="is less than the"):
+            SegmentCache(model, memory)
+        return
     ids = tokens(2, 40)
     window = WINDOW if cell.host.windows else None
     wanted = logits(

@@ -11,7 +11,8 @@ import pytest
 import tiny
 import torch
 import transformers as hf
-from matrix import ENCODINGS, HOSTS, distance, logits
+from matrix import ENCODINGS, HOSTS, Cell, distance, logits
+from test_segments import encoding_streams
 from torch import Tensor
 from torch.nn import functional
 
@@ -159,11 +160,11 @@ def test_labels_weigh_every_token_the_same() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(ENCODINGS)))
 def test_what_streams_is_what_is_relative(name: str) -> None:
-    encoding = ENCODINGS[name]
-    if encoding.hosts is not None and "llama" not in encoding.hosts:
+    cell = Cell(HOSTS["llama"], ENCODINGS[name])
+    if cell.refusal is not None:
         pytest.skip("not on a Llama")
-    model = encoding.patch(HOSTS["llama"].fresh(), fill=False)
-    if encoding.relative and not encoding.late and not encoding.input and not name.startswith("lm_infinite"):
+    model = cell.patched(fill=False)
+    if encoding_streams(cell.encoding):
         SegmentCache(model, 10)
     else:
         with pytest.raises(UnsupportedError, match=r"relative|SinkCache|whole text|embeddings"):

@@ -7,6 +7,8 @@ from typing import Any
 from transformers.cache_utils import Cache
 
 from ..errors import ConfigError
+from ..installing import CHILD
+from ..sites import Installed
 from .checks import patches_of, require_count, require_relative, require_sinks, windows
 from .layers import ForgetfulLayer
 
@@ -37,12 +39,19 @@ class SegmentCache(Cache):
 
     Raises:
         UnsupportedError: the model's positions are not relative, or it is no decoder.
-        ConfigError: ``memory`` is no whole number of tokens.
+        ConfigError: ``memory`` is no whole number of tokens, or less than an input encoding looks back.
     """
 
     def __init__(self, model: Any, memory: int) -> None:
         memory = require_count("memory", memory, 0)
         host = require_relative(model)
+        for encoding in getattr(host.base, CHILD, Installed()).values():
+            reach = getattr(encoding, "reach", 0)
+            if memory < reach:
+                raise ConfigError(
+                    f"memory={memory} is less than the {reach} tokens before each one that {encoding.config.name!r} "
+                    f"looks at. Use memory={reach} or more."
+                )
         widths = windows(host) or [None] * len(host.layers)
         super().__init__(layers=[ForgetfulLayer(memory, window=width) for width in widths])
         self.memory = memory
