@@ -105,6 +105,7 @@ def install(host: Host, plan: Plan, applied: Applied, kernel: str | None) -> Non
         context = PositionContext(
             packs_by_position=host.family.packs_by_position,
             required=attention.NAME if needs_attention else None,
+            whole=_whole(plan),
             table_offset=host.reserved_rows if isinstance(host.table, table.ReplacedTable) else None,
             encodings=plan.names,
             base=host.base,
@@ -343,6 +344,12 @@ def _input_hooks(host: Host, plan: Plan) -> list[Any]:
 def _local(plan: Plan) -> bool:
     """Whether the input encoding looks at neighbours, and so acts after a position table instead of in its place."""
     return plan.input is not None and issubclass(get_encoding(plan.input.name), LocalInput)
+
+
+def _whole(plan: Plan) -> bool:
+    """Whether the input encoding cannot do with a part of the text."""
+    kind = get_encoding(plan.input.name) if plan.input is not None else None
+    return kind is not None and issubclass(kind, InputEncoding) and (issubclass(kind, LocalInput) or kind.needs_length)
 
 
 def _embedding_rms(host: Host) -> float:

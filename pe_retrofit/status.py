@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import nn
 
+from .attention.piecewise import PiecewiseRotation
 from .attention.select import candidates
 from .installing import Applied
 from .patchers.family import Host, find_host
 from .patching import STATE
 from .registry import NATIVE, config_from_dict, get_encoding
-from .sites import BiasEncoding
+from .sites import BiasEncoding, ScoreEncoding
 
 
 @dataclass(frozen=True)
@@ -126,11 +127,14 @@ def _kernel(host: Host, applied: Applied) -> str:
     if applied.kernel != "auto":
         return f"{applied.kernel} (forced)"
     attention: Any = host.attentions[applied.children[0]]
-    biases = [m for m in attention.position_encoding.values() if isinstance(m, BiasEncoding)]
-    if not biases:
+    children = attention.position_encoding.values()
+    biases = [m for m in children if isinstance(m, BiasEncoding)]
+    scores = [m for m in children if isinstance(m, ScoreEncoding)]
+    pieces = any(isinstance(m, PiecewiseRotation) for m in children)
+    if not (biases or scores or pieces):
         return "fused"
     device = host.reference_parameter(applied.children[0]).device.type
-    return f"auto on {device}: {', else '.join(candidates(biases, device))}"
+    return f"auto on {device}: {', else '.join(candidates(biases, device, scores=scores, pieces=pieces))}"
 
 
 def _learned(base: nn.Module, applied: Applied) -> int:

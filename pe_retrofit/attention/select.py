@@ -152,8 +152,27 @@ def choose(call: Call) -> str:
     return next(name for name in names if obstacle(name, call) is None)
 
 
-def candidates(biases: Sequence[BiasEncoding], device_type: str, *, training: bool = False) -> list[str]:
-    """Kernels that what the encodings declare allows, in the order they are tried."""
+def candidates(
+    biases: Sequence[BiasEncoding],
+    device_type: str,
+    *,
+    scores: Sequence[ScoreEncoding] = (),
+    pieces: bool = False,
+    training: bool = False,
+) -> list[str]:
+    """Kernels that what the encodings declare allows, in the order they are tried.
+
+    Args:
+        biases, scores: what is added to the scores.
+        pieces: whether the rotation is piecewise.
+    """
+    if scores or pieces:
+        declared = {
+            "merged": pieces and not biases and not scores and device_type == "cpu",
+            "skewed": not pieces and all(isinstance(e, RelativeScore) and not e.has_values for e in scores),
+            "keyed": not (pieces or biases) and all(type(e).key_bias is not ScoreEncoding.key_bias for e in scores),
+        }
+        return [*(name for name, fits in declared.items() if fits), "blockwise"]
     declared = {
         "separable": bool(biases) and all(encoding.slopes() is not None for encoding in biases),
         "toeplitz": all(encoding.toeplitz for encoding in biases),

@@ -13,6 +13,8 @@ Examples:
   pe-retrofit list
 
   pe-retrofit list --json
+
+  pe-retrofit list --capabilities
 """
 
 
@@ -23,10 +25,22 @@ def register(app: typer.Typer) -> None:
 
 def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    capabilities: Annotated[
+        bool, typer.Option("--capabilities", help="What each can do: families, caches, kernels, parallel training.")
+    ] = False,
 ) -> None:
     """Print the table."""
     from .common import print_json
 
+    if capabilities:
+        from ..capabilities import capabilities as every
+
+        found = every()
+        if as_json:
+            print_json([row.to_dict() for row in found])
+        else:
+            print_capabilities(found)
+        return
     rows = encodings()
     if as_json:
         print_json(rows)
@@ -36,6 +50,7 @@ def run(
 
 def encodings() -> list[dict[str, Any]]:
     """One row per registered encoding, in JSON values."""
+    from ..capabilities import on_disk
     from ..registry import get_encoding, list_encodings
 
     rows = []
@@ -57,16 +72,6 @@ def encodings() -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def on_disk(kind: Any) -> str:
-    """``plain`` where transformers alone reads a patched model, ``plain (encoders)``, or ``pe_retrofit``."""
-    from ..encodings.learned import Learned
-    from ..sites import RotationEncoding
-
-    if issubclass(kind, RotationEncoding) and kind.rope_parameters is not RotationEncoding.rope_parameters:
-        return "plain"
-    return "plain (encoders)" if issubclass(kind, Learned) else "pe_retrofit"
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
@@ -94,6 +99,38 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         "[bold]pe_retrofit[/] models need [bold]import pe_retrofit[/] before they are loaded.\n"
         "Compose with +: [bold]native+t5[/] keeps the model's own encoding and adds T5's bias. "
         "More: [bold]pe-retrofit show NAME[/]."
+    )
+
+
+def print_capabilities(rows: list[Any]) -> None:
+    """For people: one line per encoding."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column("name", style="bold cyan", no_wrap=True)
+    for title in ("families", "attention", "cache", "kernels (CPU)", "learned", "DDP", "FSDP2", "TP", "CP", "on disk"):
+        table.add_column(title)
+    both = {(True, True): "both", (True, False): "causal", (False, True): "bidirect."}
+    for row in rows:
+        words = ["[green]yes[/]" if value else "[red]no[/]" for value in (row.ddp, row.fsdp2, row.tp, row.cp)]
+        families = ", ".join(name for name, fits in row.families.items() if fits)
+        table.add_row(
+            row.name,
+            families,
+            both[row.causal, row.bidirectional],
+            row.cache,
+            ", ".join(row.kernels["cpu"]),
+            "yes" if row.learned else "no",
+            *words,
+            row.saved,
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        "Default options, all layers, in place of the native encoding. Cache: of decoders. TP, CP: tensor and context "
+        "parallelism; [red]no[/] is refused at the first pass. Patch first, then shard."
     )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-HELP = """Show an encoding: formula, paper, options, and a picture of its bias, rotation or vectors.
+HELP = """Show an encoding: formula, paper, options, and a picture of its bias, score, rotation or vectors.
 
 Options of the encoding are given as key=value. Without --out the picture is drawn with characters.
 
@@ -103,14 +103,30 @@ def facts(kind: Any, config: Any, filled: dict[str, Any]) -> dict[str, Any]:
 
 def numbers(seen: Any) -> dict[str, Any]:
     """The picture as numbers, in JSON values."""
-    from ..views import BiasView, HybridView, RotationView
+    from ..views import BiasView, HybridView, PiecewiseView, RotationView
 
     if isinstance(seen, BiasView):
         return {
             "distance": seen.distances.tolist(),
             "bias": seen.bias.tolist(),
             "bucket": None if seen.buckets is None else seen.buckets.tolist(),
+            "counted": None if seen.counted is None else seen.counted.tolist(),
+            "queries": {
+                str(query): {"distance": at.tolist(), "bias": bias.tolist()}
+                for query, (at, bias) in seen.queries.items()
+            },
+            "position": seen.positions.tolist(),
+            "matrix": seen.matrix.tolist(),
+            "what": seen.what,
             "note": seen.note,
+        }
+    if isinstance(seen, PiecewiseView):
+        return {
+            "trained": seen.trained,
+            "distance": seen.distances.tolist(),
+            "effective": seen.effective.tolist(),
+            "position": seen.positions.tolist(),
+            "matrix": seen.matrix.tolist(),
         }
     if isinstance(seen, HybridView):
         return {"layers": seen.layers, "note": seen.note}
@@ -122,6 +138,7 @@ def numbers(seen: Any) -> dict[str, Any]:
             "theta": seen.theta,
             "inv_freq": {label: turning.inv_freq.tolist() for label, turning in curves.items()},
             "attention_factor": {label: turning.amplitude for label, turning in curves.items()},
+            "decay": {label: t.decay.tolist() for label, t in curves.items() if t.decay is not None},
         }
     return {"vectors": seen.vectors.tolist(), "note": seen.note}
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..pictures import alike, sample_distances, smooth, spread
-from ..views import BiasView, HybridView, InputView, RotationView
+from ..views import BiasView, HybridView, InputView, PiecewiseView, RotationView, View
 
 BARS = "▁▂▃▄▅▆▇█"
 SHADES = " ░▒▓█"
@@ -47,10 +47,12 @@ def shades(matrix: Tensor, rows: int, columns: int) -> list[str]:
     return ["".join(shade(v) for v in row) for row in matrix.tolist()]
 
 
-def sketch(view: BiasView | RotationView | InputView | HybridView) -> list[str]:
+def sketch(view: View) -> list[str]:
     """A view as lines of text."""
     if isinstance(view, BiasView):
         return _bias(view)
+    if isinstance(view, PiecewiseView):
+        return _pieces(view)
     if isinstance(view, RotationView):
         return _rotation(view)
     if isinstance(view, HybridView):
@@ -60,7 +62,7 @@ def sketch(view: BiasView | RotationView | InputView | HybridView) -> list[str]:
 
 def _bias(view: BiasView) -> list[str]:
     first, last = int(view.distances[0]), int(view.distances[-1])
-    lines = [f"bias against distance, {first} to {last} tokens (each head on its own scale):"]
+    lines = [f"{view.what} against distance, {first} to {last} tokens (each head on its own scale):"]
     for head in spread(view.bias.shape[0], 8):
         values = _thinned(view.bias[head], WIDTH).tolist()
         known = [v for v in values if math.isfinite(v)] or [0.0]
@@ -68,8 +70,30 @@ def _bias(view: BiasView) -> list[str]:
     if view.buckets is not None:
         buckets = sparkline(_thinned(view.buckets.double(), WIDTH).tolist())
         lines.append(f"  row used {buckets}  {len(torch.unique(view.buckets))} rows of the table")
+    if view.counted is not None:
+        seen = _thinned(view.counted[0], WIDTH)
+        lines.append("positions counted by the last query, head 0:")
+        lines.append(f"  counted  {sparkline(seen.tolist())}  {seen.min():.3g} to {seen.max():.3g}")
+    if view.queries:
+        lines.append("head 0 by the query's position, distance 0 to that position (log):")
+        every = torch.cat([bias[0] for _, bias in view.queries.values()])
+        low, high = every.min().item(), every.max().item()
+        for query, (_, bias) in view.queries.items():
+            lines.append(f"  i = {query:<8,}{sparkline(_thinned(bias[0], WIDTH).tolist(), low, high)}")
     lines.append("head 0, query i downwards, key j to the right (dark: high, dots: masked):")
     return lines + ["  " + line for line in shades(view.matrix[0], 12, 36)]
+
+
+def _pieces(view: PiecewiseView) -> list[str]:
+    last, known = int(view.distances[-1]), view.effective[torch.isfinite(view.effective)]
+    lines = [f"effective distance against distance, 0 to {last:,} tokens, {known.min():,.0f} to {known.max():,.0f}:"]
+    for label, values in (("RoPE", view.distances.double()), ("patched", view.effective)):
+        lines.append(f"  {label:<9}{sparkline(_thinned(values, WIDTH).tolist(), 0.0, float(last))}")
+    lines.append(" " * (11 + round(view.trained / last * (WIDTH - 1))) + f"^ trained length L = {view.trained:,}")
+    if (hidden := int(torch.isnan(view.effective).sum())) > 0:
+        lines.append(f"  blank: masked, {100 * hidden / len(view.effective):.0f} % of the distances")
+    lines.append("query i downwards, key j to the right (dark: far, dots: masked):")
+    return lines + ["  " + line for line in shades(view.matrix, 16, 48)]
 
 
 def _rotation(view: RotationView) -> list[str]:
@@ -83,6 +107,11 @@ def _rotation(view: RotationView) -> list[str]:
         values = _thinned(one.periods.log(), WIDTH).tolist()
         beyond = int((one.periods > view.trained).sum())
         lines.append(f"  {label:<{wide}}  {sparkline(values, low, high)}  {beyond} do not complete a turn in L")
+        if one.half_lives is not None:
+            lives = _thinned(one.half_lives.log(), WIDTH).tolist()
+            shortest, longest = one.half_lives.min().item(), one.half_lives.max().item()
+            lines.append(f"tokens until a frequency counts half, {shortest:,.0f} to {longest:,.0f} (log):")
+            lines.append(f"  {label:<{wide}}  {sparkline(lives)}")
     last = max(view.extended, 4 * view.trained)
     distances = sample_distances(last)
     kernels = {label: torch.from_numpy(smooth(distances, t.kernel(distances))[1]) for label, t in curves.items()}

@@ -48,7 +48,8 @@ class Cope(ScoreEncoding[CopeConfig]):
         super().__init__(config, host)
         self.weight = nn.Parameter(torch.zeros(config.max_positions, host.head_dim))
 
-    def scores(self, block: Block) -> Tensor:
+    def counted(self, block: Block) -> Tensor:
+        """``p_ij``, float32 or wider ``[b, h, q, k]``."""
         wide = torch.float64 if block.query.dtype == torch.float64 else torch.float32
         b, h, q, d = block.query.shape
         k = block.key.shape[2]
@@ -57,7 +58,11 @@ class Cope(ScoreEncoding[CopeConfig]):
         gates = logits.sigmoid()
         if block.allowed is not None:
             gates = gates.masked_fill(~block.allowed, 0.0)
-        positions = gates.flip(-1).cumsum(-1).flip(-1).clamp(max=self.config.max_positions - 1)
+        return gates.flip(-1).cumsum(-1).flip(-1).clamp(max=self.config.max_positions - 1)
+
+    def scores(self, block: Block) -> Tensor:
+        positions = self.counted(block)
+        wide = positions.dtype
         table = torch.matmul(block.query.to(wide), self.weight.to(wide).t())  # [b, h, q, n]
         lower = positions.floor()
         upper = positions.ceil()

@@ -22,6 +22,7 @@ class PositionContext:
     Args:
         packs_by_position: see :func:`pe_retrofit.positions.resolve`.
         required: the attention implementation the patch depends on; None when any will do.
+        whole: the input encoding looks at neighbours or at the length of the text.
         table_offset: for models with a position table that was replaced: rows before position 0; None otherwise.
         encodings: names, for messages.
         base: the base model, for the names of its arguments.
@@ -32,12 +33,14 @@ class PositionContext:
         *,
         packs_by_position: bool,
         required: str | None,
+        whole: bool = False,
         table_offset: int | None,
         encodings: str,
         base: nn.Module,
     ) -> None:
         self.packs_by_position = packs_by_position
         self.required = required
+        self.whole = whole
         self.table_offset = table_offset
         self.encodings = encodings
         self.names = list(inspect.signature(type(base).forward).parameters)[1:]
@@ -52,9 +55,10 @@ class PositionContext:
                 "unpatch_model(model) first."
             )
         replaced = not torch.compiler.is_compiling() and functional.scaled_dot_product_attention is not SDPA
-        if self.required is not None and replaced:
+        if (self.required is not None or self.whole) and replaced:
+            needs = "computes its attention over all keys at once" if self.required else "needs the whole text"
             raise UnsupportedError(
-                f"The model was patched with {self.encodings}, which computes its attention over all keys at once, but "
+                f"The model was patched with {self.encodings}, which {needs}, but "
                 "torch.nn.functional.scaled_dot_product_attention has been replaced, as context parallelism does: each "
                 "process would attend to its own part of the text only. Train without context parallelism "
                 "(cp_size=1), or use an encoding that only changes the rotation, such as 'yarn', 'ntk' or 'linear'."

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -155,6 +157,11 @@ class Lab:
                 at_input = not any(part.isdigit() for part in name.split("."))
                 filled += fill_zero_parameters(module, embeddings if at_input else 1.0, seed=len(filled))
         return sorted(set(filled))
+
+    @cached_property
+    def single(self) -> tuple[Any, Any]:
+        """The unpatched and the patched model in float32."""
+        return copy.deepcopy(self.stock).float(), copy.deepcopy(self.model).float()
 
     def tokens(self, count: int, rows: int = 1, seed: int = 1) -> Tensor:
         """Random ids ``[rows, count]``."""

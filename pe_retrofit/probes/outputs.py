@@ -12,9 +12,10 @@ BF16_TOKENS = 32
 
 
 def pair_outputs(lab: Lab, distances: Tensor) -> Tensor:
-    """``[n, width]``: output at the second of two tokens that are ``distances`` apart."""
+    """``[n, width]``: output at the second of two tokens that are ``distances`` apart, the second in the same place."""
     ids = lab.tokens(2).expand(len(distances), -1)
-    return lab.output(ids, torch.stack((torch.zeros_like(distances), distances), dim=1))[:, 1]
+    last = distances.max()
+    return lab.output(ids, torch.stack((last - distances, last.expand_as(distances)), dim=1))[:, 1]
 
 
 def prefix_output(lab: Lab, short: int, longer: int) -> Tensor:

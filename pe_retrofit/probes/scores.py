@@ -35,7 +35,7 @@ def score_rise(lab: Lab, times: tuple[int, ...]) -> dict[int, float]:
     result, worst = {}, 0.0
     for factor in times:
         first, last = TRAINED * factor // 2, TRAINED * factor - 1
-        far = torch.unique(torch.linspace(first, last, 32 if late else 80).round().long())
+        far = torch.unique(torch.linspace(first, last, 16 if late else 80).round().long())
         # a late rotation runs rows of different distances one by one, rows of the same one together
         parts = far.split(1) if late else (far,)
         rise = torch.cat([_scores(lab, part, lab.model) for part in parts], dim=1).amax(1) - high

@@ -18,6 +18,9 @@ from ..patchers.family import find_host
 from ..sites import BiasEncoding, Block, InputEncoding, LocalInput, RotationEncoding, ScoreEncoding
 from .lab import TRAINED, Lab
 
+QUERIES = 32
+"""Queries whose added scores are looked at."""
+
 
 @dataclass(frozen=True)
 class Size:
@@ -54,7 +57,8 @@ def sizes(lab: Lab) -> list[Size]:
     if any(isinstance(m, ScoreEncoding) for m in modules):
         until = min(last, 4 * TRAINED)  # every query scores every key, which takes long
         near, far = (_score(lab, n) for n in (first, until))
-        found.append(Size(near, far, "largest added score over the content score (root mean square)", until))
+        what = "largest added score (mean over queries) over the content score (root mean square)"
+        found.append(Size(near, far, what, until))
     inputs = [m for m in modules if isinstance(m, InputEncoding)]
     table = find_host(lab.model).table
     if any(isinstance(m, LocalInput) for m in inputs):
@@ -63,7 +67,8 @@ def sizes(lab: Lab) -> list[Size]:
         found.append(Size(near, far, what, last, at_input=True))
     elif inputs or table is not None:
         near, far = (_vectors(lab, n) for n in (first, last))
-        found.append(Size(near, far, "vector over token embedding (root mean square)", last, at_input=True))
+        if far:  # a table that something else has replaced is silent
+            found.append(Size(near, far, "vector over token embedding (root mean square)", last, at_input=True))
     heat = [m for m in modules if isinstance(m, LogitScale)]
     if heat:
         near, far = (max(m.factor * m.at(torch.tensor(n - 1)).item() for m in heat) for n in (first, last))
@@ -82,17 +87,19 @@ def _bias(bias: BiasEncoding, count: int, causal: bool) -> float:
 
 
 def _score(lab: Lab, count: int) -> float:
-    """Of the last queries, over all layers."""
+    """Of the last queries on as many keys, evenly spread, whatever the length; over all layers."""
     worst = 0.0
     with _blocks(lab) as seen:
         lab.output(lab.tokens(count))
+    keys = torch.linspace(0, count - 1, min(count, TRAINED)).round().long()
     with torch.no_grad():
         for encoding, block in seen.items():
-            added = encoding.scores(block)
             content = torch.matmul(block.query, block.key.repeat_interleave(block.groups, 1).transpose(2, 3))
-            visible = torch.ones_like(added, dtype=torch.bool) if block.allowed is None else block.allowed
-            visible = visible.expand_as(added)
-            worst = max(worst, added[visible].abs().max().item() / lab.size(content[visible] * block.scaling))
+            added = encoding.scores(block).abs()
+            if block.allowed is not None:
+                added = added.masked_fill(~block.allowed, 0.0)
+            largest = added[:, :, -QUERIES:, keys].amax(-1).mean().item()
+            worst = max(worst, largest / (lab.size(content) * block.scaling))
     return worst
 
 
