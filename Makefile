@@ -20,7 +20,7 @@ VERSION_TESTS ?= tests/test_oracles*.py tests/test_kernels*.py tests/test_positi
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test format lint types bench versions clean
+.PHONY: help install demo extension test format lint types bench versions clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -41,6 +41,9 @@ $(VENV)/.models: $(VENV)/.installed
 
 demo: $(VENV)/.models ## extend SmolLM2-135M, remove its encoding, generate: table, picture and JSON in out/demo
 	$(BIN)/pe-retrofit demo --out $(OUT)/demo
+
+extension: $(VENV)/.models ## perplexity beyond the trained length, all encodings that need no training: out/extension
+	$(BIN)/pe-retrofit demo --suite extension $(if $(TEXT),--text $(TEXT)) --out $(OUT)/extension
 
 test: $(VENV)/.models ## run the whole suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)

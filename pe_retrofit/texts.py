@@ -81,5 +81,17 @@ def python_sources(characters: int = 1_000_000) -> Text:
     return _text("sources of the Python standard library", "".join(parts)[:characters])
 
 
+def text_from(path: Path) -> Text:
+    """A UTF-8 file.
+
+    Raises:
+        UnsupportedError: it cannot be read as UTF-8 text.
+    """
+    try:
+        return _text(path.name, path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnsupportedError(f"The text {path} cannot be read: {error}. Give a UTF-8 text file.") from error
+
+
 def _text(name: str, content: str) -> Text:
     return Text(name, content, hashlib.sha256(content.encode()).hexdigest())

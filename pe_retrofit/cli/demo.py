@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +17,11 @@ Examples:
   pe-retrofit demo --out out/demo
 
   pe-retrofit demo --quick --json
+
+The suite "extension" measures every encoding that reaches beyond the trained length without training, on SmolLM2 and on
+all-MiniLM-L6-v2; about a quarter of an hour on two cores.
+
+  pe-retrofit demo --suite extension --text book.txt --out out/extension
 """
 
 
@@ -26,7 +31,9 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for demo.json and demo.png.")] = Path("out/demo"),
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; default: out/<suite>.")] = None,
+    suite: Annotated[str, typer.Option(help="demo or extension.")] = "demo",
+    text_file: Annotated[Path | None, typer.Option("--text", help="UTF-8 text to measure on.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Lengths up to 2k and fewer windows: about a minute.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON and nothing else.")] = False,
 ) -> None:
@@ -38,11 +45,15 @@ def demo(
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from .. import models
-    from ..demo import FULL, QUICK, print_results, run_demo, save
-    from ..texts import python_topics
+    from ..demo import EXTENSION, FULL, QUICK, print_extension, print_results, run_demo, run_extension, save
+    from ..texts import python_topics, text_from
     from .common import clean_stdout, print_json
 
-    text = python_topics()
+    if suite not in ("demo", "extension"):
+        raise typer.BadParameter(f"--suite {suite!r} is unknown; choose demo or extension.")
+    if quick and suite == "extension":
+        raise typer.BadParameter("--quick shortens the suite 'demo' only; leave it out.")
+    text = python_topics() if text_file is None else text_from(text_file)
     columns = (
         TextColumn("{task.description:<26}"),
         BarColumn(),
@@ -60,12 +71,16 @@ def demo(
             progress.update(task, description=what, completed=done, total=total)
 
         progress.reset(task)
-        settings = QUICK if quick else FULL
-        results = run_demo(model, tokenizer, text, settings, model_name=models.SMOLLM2, report=report)
-    paths = save(results, out)
+        about: dict[str, Any] = {"model_name": models.SMOLLM2, "report": report}
+        if suite == "extension":
+            encoder = models.minilm() if models.minilm_available() else None
+            results = run_extension(model, tokenizer, encoder, text, EXTENSION, **about)
+        else:
+            results = run_demo(model, tokenizer, text, QUICK if quick else FULL, **about)
+    paths = save(results, out or Path("out") / suite)
     if as_json:
         print_json(results)
         return
     console = Console()
-    print_results(results, console)
+    (print_extension if suite == "extension" else print_results)(results, console)
     console.print("Written: " + ", ".join(str(path) for path in paths), highlight=False, soft_wrap=True)

@@ -14,18 +14,8 @@ from ..plots import line_chart, thousands
 
 def print_results(results: dict[str, Any], console: Console) -> None:
     """Tables for the terminal."""
-    length, damage, generation = results["length"], results["damage"], results["generation"]
-    trained = results["model"]["trained_length"]
-    table = Table(
-        title=f"Perplexity of the last {length['tail']} tokens at each length (trained length {trained})",
-        caption="Compare down a column: stretches of the text differ in difficulty.",
-    )
-    table.add_column("encoding")
-    for n in length["lengths"]:
-        table.add_column(thousands(n), justify="right")
-    for row in length["variants"]:
-        table.add_row(row["label"], *(f"{cell['perplexity']:.4g}" for cell in row["cells"]))
-    console.print(table)
+    damage, generation = results["damage"], results["generation"]
+    console.print(_length_table(results))
 
     table = Table(
         title=f"Before any training: perplexity on {damage['windows']} windows of {damage['window_length']} tokens",
@@ -47,14 +37,49 @@ def print_results(results: dict[str, Any], console: Console) -> None:
     console.print(f"After unpatching the model {back} what it was. Took {results['seconds']:.0f} s.")
 
 
+def print_extension(results: dict[str, Any], console: Console) -> None:
+    """Tables of the extension suite."""
+    console.print(_length_table(results))
+    if "encoder" not in results:
+        return
+    encoder = results["encoder"]
+    table = Table(
+        title=f"An encoder of 512 positions reading {encoder['long']} tokens",
+        caption="Cosine of short texts to the original; of long ones to the mean of their pieces; nearest text right.",
+    )
+    for name in ("encoding", "short texts", "long texts", "retrieved"):
+        table.add_column(name, justify="left" if name == "encoding" else "right")
+    for row in encoder["variants"]:
+        note = f" ({row['note']})" if "note" in row else ""
+        finite = "" if row["finite"] else " [red]not finite[/red]"
+        figures = (f"{row['short_cosine']:.3f}", f"{row['long_cosine']:.3f}", f"{100 * row['accuracy']:.0f} %")
+        table.add_row(row["label"] + note + finite, *figures)
+    console.print(table)
+
+
+def _length_table(results: dict[str, Any]) -> Table:
+    length, trained = results["length"], results["model"]["trained_length"]
+    table = Table(
+        title=f"Perplexity of the last {length['tail']} tokens at each length (trained length {trained})",
+        caption="Compare down a column: stretches of the text differ in difficulty.",
+    )
+    table.add_column("encoding")
+    for n in length["lengths"]:
+        table.add_column(thousands(n), justify="right")
+    for row in length["variants"]:
+        table.add_row(row["label"], *(f"{cell['perplexity']:.4g}" for cell in row["cells"]))
+    return table
+
+
 def save(results: dict[str, Any], folder: Path) -> list[Path]:
-    """Write ``demo.json`` and ``demo.png``.
+    """Write ``demo.json`` and ``demo.png``, or ``extension.*``.
 
     Returns:
         Their paths.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "demo.json"
+    name = results["kind"]
+    file = folder / f"{name}.json"
     file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     series = {
         row["label"]: [(cell["length"], cell["perplexity"]) for cell in row["cells"]]
@@ -65,7 +90,7 @@ def save(results: dict[str, Any], folder: Path) -> list[Path]:
         "context length (tokens)",
         f"perplexity of the last {results['length']['tail']} tokens",
         f"{results['model']['name']} without any training",
-        folder / "demo.png",
+        folder / f"{name}.png",
         log_y=True,
         x_format=thousands,
         vlines={"trained length": results["model"]["trained_length"]},
