@@ -71,7 +71,7 @@ class ForgetfulLayer(DynamicLayer):
         """Tokens kept."""
         return self.sinks + self.memory
 
-    get_max_cache_shape = get_max_length  # its name before transformers 5.21
+    get_max_cache_shape = get_max_length  # its older name in transformers
 
     def reset(self) -> None:
         self.keys = self.values = None
