@@ -17,6 +17,7 @@ from pe_retrofit.attention.call import Call
 from pe_retrofit.attention.dense import dense_attention
 from pe_retrofit.attention.reference import eager_attention
 from pe_retrofit.attention.select import choose, obstacle, run
+from pe_retrofit.sites import lookup as lookups
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 3e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Of float32 for the table of FIRE's network."""
@@ -171,6 +172,25 @@ def test_positions_far_apart_make_no_table() -> None:
     call = tiny.make_call(biases=biases("mlp"), queries=2, query_positions=positions, key_positions=positions)
     check(call)
     check(replace(call, biases=biases("fire")))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_lookup(threads: int, mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With rows shared between threads or not; a later, smaller result takes the memory of the one before."""
+    monkeypatch.setattr(lookups, "PARALLEL", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    with mode():
+        table = torch.randn(5, 300, generator=torch.Generator().manual_seed(1)).requires_grad_(
+            mode is torch.enable_grad
+        )
+        index = torch.randint(0, 300, (2, 7, 11), generator=torch.Generator().manual_seed(2))
+        assert torch.equal(lookups.lookup(table, index), table[:, index])
+        search = lookups.Lookup(table.detach())
+        first = search(index)
+        assert torch.equal(first, table[:, index])
+        assert torch.equal(search(index[:1, :3]), table[:, index[:1, :3]])
+        assert search(index).data_ptr() == first.data_ptr()
 
 
 def test_choice() -> None:

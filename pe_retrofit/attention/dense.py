@@ -16,8 +16,8 @@ from .call import Call
 from .fused import single_query
 from .recomputed import recomputed
 
-BUDGET = 2**24
-"""Entries of a block's bias, over batch and heads: 64 MB in float32."""
+BUDGET = 2**23
+"""Entries of a block's bias, over batch and heads: 32 MB in float32, which large caches hold."""
 
 Bias = Callable[[Tensor, Tensor], Tensor]
 """``[b, h, q, k]`` for positions ``[b, q]`` and ``[b, k]``."""

@@ -100,8 +100,8 @@ class Fire(BiasEncoding[FireConfig]):
         """``psi(max(i, j, L0))``: ``[b, q, k]``."""
         wide = torch.float64 if self.c.dtype == torch.float64 else torch.float32
         least = self._psi(self.threshold.to(query_positions.device, wide) * self.config.length)
-        rows = torch.maximum(self._psi(query_positions), least)
-        return torch.maximum(rows[:, :, None], self._psi(key_positions)[:, None, :]) + EPSILON
+        rows = torch.maximum(self._psi(query_positions), least) + EPSILON
+        return torch.maximum(rows[:, :, None], self._psi(key_positions)[:, None, :] + EPSILON)
 
     @classmethod
     def identity(cls, config: Any, *, keeps_native: bool, host: HostShape) -> bool:

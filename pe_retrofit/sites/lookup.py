@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from torch import Tensor
+
+PARALLEL = 2**18
+"""Numbers to look up from which on several threads share the rows: PyTorch's index_select uses one."""
 
 
 def lookup(table: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
@@ -19,8 +24,20 @@ def lookup(table: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
         return table.index_select(1, flat).view(-1, *index.shape)
     size = len(table) * len(flat)
     found = (table.new_empty(size) if out is None else out.view(-1)[:size]).view(len(table), len(flat))
-    for source, target in zip(table.contiguous(), found, strict=True):
-        torch.index_select(source, 0, flat, out=target)
+    inference = torch.is_inference_mode_enabled()
+
+    def fill(rows: tuple[Tensor, Tensor]) -> None:
+        with torch.inference_mode(inference):  # a mode of each thread's own
+            torch.index_select(rows[0], 0, flat, out=rows[1])
+
+    rows = list(zip(table.detach().contiguous(), found, strict=True))
+    threads = min(len(rows), torch.get_num_threads())
+    if threads == 1 or size < PARALLEL or table.device.type != "cpu":
+        for row in rows:
+            fill(row)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(fill, rows))
     return found.view(-1, *index.shape)
 
 
