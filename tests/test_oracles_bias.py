@@ -76,8 +76,8 @@ def formula(bias: BiasEncoding) -> Callable[[int, int, int], float]:
     if config.name == "mlp":
         return lambda h, i, j: network(brute_bias.log_distance(i - j))[h]
     if config.name == "fire":
-        length = numbers["threshold"] * config.length
-        return lambda h, i, j: network(brute_bias.fire_argument(i, j, numbers["c"], length))[h]
+        length = numbers["threshold"][0] * config.length
+        return lambda h, i, j: network(brute_bias.fire_argument(i, j, numbers["c"][0], length))[h]
     return lambda h, i, j: brute_bias.window(config.size, i - j)
 
 

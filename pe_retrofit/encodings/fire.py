@@ -64,8 +64,8 @@ class Fire(BiasEncoding[FireConfig]):
     def __init__(self, config: FireConfig, host: HostShape) -> None:
         super().__init__(config, host)
         self.network = ScalarNetwork([config.width], host.num_heads)
-        self.c = nn.Parameter(torch.full((), config.c))
-        self.threshold = nn.Parameter(torch.ones(()))
+        self.c = nn.Parameter(torch.full((1,), config.c))
+        self.threshold = nn.Parameter(torch.ones(1))
 
     def start(self, *, keeps_native: bool) -> None:
         self.network.start()
@@ -86,7 +86,8 @@ class Fire(BiasEncoding[FireConfig]):
 
         def bias(query_positions: Tensor, key_positions: Tensor) -> Tensor:
             index = query_positions[:, :, None] - (key_positions + low)[:, None, :]
-            x = psi(index)[0].div_(self._scale(query_positions, key_positions))
+            # causally, the later token is the query
+            x = psi(index)[0].div_(self._scale(query_positions, None if causal else key_positions))
             return table(x.round_().clamp_max_(POINTS - 1)).transpose(0, 1)
 
         return bias
@@ -96,8 +97,8 @@ class Fire(BiasEncoding[FireConfig]):
         wide = torch.float64 if self.c.dtype == torch.float64 else torch.float32
         return torch.log1p((self.c.to(tokens.device, wide) * tokens).abs())
 
-    def _scale(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
-        """``psi(max(i, j, L0))``: ``[b, q, k]``."""
+    def _scale(self, query_positions: Tensor, key_positions: Tensor | None) -> Tensor:
+        """``psi(max(i, j, L0))``: ``[b, q, k]``, or ``[b, q, 1]`` without keys, which are then no later."""
         wide = torch.float64 if self.c.dtype == torch.float64 else torch.float32
         least = self._psi(self.threshold.to(query_positions.device, wide) * self.config.length)
         rows = torch.maximum(self._psi(query_positions), least) + EPSILON

@@ -59,7 +59,7 @@ class Recurrent(LocalInput[RecurrentConfig]):
         self.bias_ih = nn.Parameter(torch.zeros(ways, 3 * state))
         self.bias_hh = nn.Parameter(torch.zeros(ways, 3 * state))
         self.out = nn.Parameter(torch.zeros(width, ways * state))
-        self.gate = nn.Parameter(torch.zeros(()))
+        self.gate = nn.Parameter(torch.zeros(1))
 
     @torch.no_grad()
     def fit(self, target: Tensor | None, *, keeps_native: bool, embedding_rms: float) -> None:

@@ -47,7 +47,7 @@ class Sinusoidal(InputEncoding[SinusoidalConfig]):
 
     def __init__(self, config: SinusoidalConfig, host: HostShape) -> None:
         super().__init__(config, host)
-        self.gate = nn.Parameter(torch.zeros(()))
+        self.gate = nn.Parameter(torch.zeros(1))
         self.offset = nn.Parameter(torch.zeros(host.hidden_size))
 
     def forward(self, position_ids: Tensor) -> Tensor:

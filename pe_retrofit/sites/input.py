@@ -53,7 +53,7 @@ class ScalarInput(InputEncoding[C]):
 
     def __init__(self, config: C, host: HostShape) -> None:
         super().__init__(config, host)
-        self.gate = nn.Parameter(torch.zeros(()))
+        self.gate = nn.Parameter(torch.zeros(1))
 
     def along(self, values: Tensor) -> Tensor:
         """``a p u``, ``[..., hidden_size]`` in the parameters' dtype, for ``p`` float32 or wider ``[...]``."""
