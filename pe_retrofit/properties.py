@@ -127,9 +127,6 @@ def check_encoding(
     return report
 
 
-GROWN = 1.1
-"""Times its size within L from which on something has grown."""
-
 Answer = tuple["bool | None", str, "float | None"]
 
 
@@ -175,11 +172,8 @@ def relative(lab: Lab) -> Answer:
 def bounded(lab: Lab) -> Answer:
     """Size of what the encoding brings in, at 16 L (or as far as it goes) over that at L."""
     size = sizes(lab)[0]
-    return (
-        size.growth < GROWN,
-        f"{size.what}: {size.near:.3g} up to L, {size.far:.3g} up to {size.last:,} tokens",
-        size.growth,
-    )
+    figure = f"{size.what}: {size.near:.3g} up to L, {size.far:.3g} up to {size.last:,} tokens"
+    return size.bounded, figure, size.growth
 
 
 def extrapolates(lab: Lab) -> Answer:
@@ -188,7 +182,7 @@ def extrapolates(lab: Lab) -> Answer:
         return False, f"refuses inputs beyond {lab.reach:,} tokens", None
     if not finite(lab, 16 * lab.trained):
         return False, f"output is not finite at {16 * lab.trained:,} tokens", None
-    grown = next((size for size in sizes(lab) if size.at_input and size.growth >= GROWN), None)
+    grown = next((size for size in sizes(lab) if size.at_input and not size.bounded), None)
     if grown is not None:
         return False, f"input vectors grow to {grown.growth:.3g} times the largest within L", grown.growth
     rises = score_rise(lab, (2, 4, 8, 16))

@@ -13,7 +13,7 @@ from .installing import Applied
 from .patchers.family import Host, find_host
 from .patching import STATE
 from .registry import NATIVE, config_from_dict, get_encoding
-from .sites import BiasEncoding, ScoreEncoding
+from .sites import BiasEncoding, LocalInput, ScoreEncoding
 
 
 @dataclass(frozen=True)
@@ -156,13 +156,17 @@ def _supports(applied: list[Applied]) -> dict[str, str]:
         return {}
     ours = any(a.kernel for a in applied)
     configs = [config_from_dict(e) for a in applied for e in a.entries if e["name"] not in NATIVE]
-    relative = all(get_encoding(config.name).is_relative(config) for config in configs)
-    whole = any(getattr(get_encoding(config.name), "needs_length", False) for config in configs)
+    kinds = [get_encoding(config.name) for config in configs]
+    relative = all(kind.is_relative(config) for kind, config in zip(kinds, configs, strict=True))
+    whole = any(getattr(kind, "needs_length", False) for kind in kinds)
+    local = any(issubclass(kind, LocalInput) for kind in kinds)
+    heads = any(issubclass(kind, (BiasEncoding, ScoreEncoding)) for kind in kinds)
     caches = "dynamic, static, sliding-window, quantised; a cache filled elsewhere is refused"
     return {
         "caches": "none can be continued: whole texts only, with use_cache=False" if whole else caches,
         "attention backends": "pe_retrofit only" if ours else "any the model supports",
         "output_attentions": "per call" if ours else "as the model does",
         "shift of all positions": "changes nothing" if relative else "changes the output",
-        "tensor and context parallelism": "refused" if ours else "as the model does",
+        "tensor parallelism": "refused" if heads else "as the model does",
+        "context parallelism": "refused" if ours or whole or local else "as the model does",
     }

@@ -257,6 +257,18 @@ def test_check_reports_every_property() -> None:
     assert all(row["figure"] and row["meaning"] for row in report["properties"])
 
 
+def test_check_says_what_it_chose_and_how_it_starts() -> None:
+    report = json.loads(run("check", "normalized", "--json").stdout)
+    assert report["lacking"] == ["consistent", "relative", "cached = uncached"]
+    assert "no cache can be continued" in report["breaks"]
+    assert [start["encoding"] for start in report["starts"]] == ["normalized", "native + normalized"]
+    assert json.loads(run("check", "native+window", "--json").stdout)["chosen"] == {"size": 32}
+    table = " ".join(run("check", "string").stdout.split())
+    assert "local = 8 (example" in table
+    assert "at the start, up to L: string: changes the output by" in table
+    assert "native + conv: an exact identity" in " ".join(run("check", "conv").stdout.split())
+
+
 def test_check_table_and_refusals() -> None:
     table = run("check", "learned", "--family", "bert").stdout
     assert "max_positions = 256 (example" in table

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pe_retrofit import (
@@ -43,6 +43,11 @@ def options(name: str) -> dict[str, Any]:
 def default_of(name: str, field: str) -> Any:
     config = config_class(name).from_options(options(name))
     return getattr(config, field)
+
+
+def type_of(name: str, field: str) -> str:
+    """The annotation, such as ``int | None``."""
+    return next(f.type for f in dataclasses.fields(config_class(name)) if f.name == field)
 
 
 NUMBERS = [math.nan, math.inf, -math.inf, -1.0, 1e300, 10**400, 10**5000, -(10**30)]
@@ -90,9 +95,10 @@ def test_wrong_values_are_refused(name: str, field: str) -> None:
         ]
     else:
         wrong = [True, False, *NUMBERS, *STRANGE]
-        if not field.endswith(("max_position_embeddings", "attention_factor", "gate")):
+        kind = type_of(name, field)
+        if "None" not in kind:
             wrong.append(None)
-        if isinstance(current, int) or "max_position" in field:
+        if "int" in kind:
             wrong += [2.5, 64.0]
         if field in ("temperature", "gate"):
             wrong = [v for v in wrong if not (isinstance(v, float) and v == -1.0)]  # a negative number is a choice here
@@ -142,6 +148,11 @@ def test_all_problems_at_once() -> None:
         ("t5", {"num_buckets": 30}, "must be a multiple of 4"),
         ("t5", {"num_buckets": 32, "max_distance": 16}, "must exceed num_buckets / 2 = 16"),
         ("longrope", {"factor": 2.0, "long_factor": [1.0], "short_factor": [1.0, 2.0]}, "the same length"),
+        ("deberta", {"max_relative_positions": 129}, r"must exceed position_buckets / 2 \+ 1 = 129"),
+        ("deberta", {"position_buckets": 64, "max_relative_positions": 20}, "max_relative_positions=20 must exceed"),
+        ("dual_chunk", {"chunk": 10, "context": 10}, "chunk=10 must be smaller than context=10"),
+        ("string", {"shift": 128}, "local=128 must be smaller than shift=128"),
+        ("string", {"shift": 9, "local": 9}, "local=9 must be smaller than shift=9"),
     ],
 )
 def test_fields_that_contradict(name: str, given_options: dict[str, Any], message: str) -> None:
@@ -156,6 +167,14 @@ def test_longrope_lists_must_fit_the_model(count: int) -> None:
         with pytest.raises(ConfigError, match=f"{field} has {count} entries; this model rotates 8 .* needs 4"):
             patch_model(model, "longrope", factor=2.0, **{field: [1.0] * count})
     assert not status(model).patched
+
+
+WORDS = ("log", "power", "relu", "silu")
+
+
+def accepts(field: Any, value: Any) -> bool:
+    """Whether a field takes a value, by itself."""
+    return field.metadata["check"](value) is None
 
 
 @st.composite
@@ -183,11 +202,13 @@ def configs(draw: st.DrawFn) -> Any:
         elif field.name in ("long_factor", "short_factor"):
             chosen[field.name] = draw(st.lists(positive, min_size=4, max_size=4))
         elif field.name in ("max_positions", "max_distance", "original_max_position_embeddings"):
-            chosen[field.name] = draw(st.integers(2049, 2**20))
+            large = draw(st.integers(2049, 2**20))
+            chosen[field.name] = large if accepts(field, large) else 64
         elif field.name == "p":
             chosen[field.name] = draw(st.floats(0.0, 1.0))
         elif field.name in ("temperature", "gate"):
-            chosen[field.name] = draw(st.floats(-10.0, 10.0))
+            signed = draw(st.floats(-10.0, 10.0))
+            chosen[field.name] = signed if accepts(field, signed) else 0.5
         elif field.name == "attention_factor":
             chosen[field.name] = draw(st.floats(0.01, 100.0))
         elif field.name in ("beta_fast", "high_freq_factor"):
@@ -198,9 +219,21 @@ def configs(draw: st.DrawFn) -> Any:
             chosen[field.name] = draw(st.floats(0.01, 3.9))
         elif field.name == "base":
             chosen[field.name] = draw(st.floats(2.0, 1e9))
+        elif isinstance(current, str):
+            words = [w for w in WORDS if accepts(field, w)]
+            chosen[field.name] = draw(st.sampled_from(words))
+        elif "int" in field.type:
+            whole = draw(st.integers(4, 64))
+            chosen[field.name] = whole if accepts(field, whole) else 4
         else:
-            chosen[field.name] = draw(positive)
-    return config_class(name).from_options(chosen)
+            chosen[field.name] = draw(st.sampled_from([v for v in (1.0, 1.5, 2.0, 0.5) if accepts(field, v)]))
+        if "None" in field.type and draw(st.booleans()):
+            chosen[field.name] = None
+    try:
+        return config_class(name).from_options(chosen)
+    except ConfigError as error:
+        assume("must exceed" not in str(error) and "must be smaller" not in str(error))  # fields that contradict
+        raise
 
 
 @settings(max_examples=300, deadline=None)

@@ -17,6 +17,10 @@ SCORES = HEADS * LENGTH * LENGTH * 4
 """Bytes of one float32 score matrix: 256 MB."""
 
 
+SCORES_OF = ("shaw", "transformer_xl", "deberta", "cope")
+"""Encodings whose parameters must not be zero for their kernel to run."""
+
+
 class Largest(TorchDispatchMode):
     """Remembers the largest storage behind any tensor that an operation returned, in bytes."""
 
@@ -55,8 +59,8 @@ def model(spec: Any, *, fill: bool = True, **options: Any) -> Any:
     if fill:
         with torch.no_grad():
             for name, parameter in made.named_parameters():
-                if name.endswith("t5.weight"):
-                    parameter.normal_()
+                if name.endswith("t5.weight") or any(f".{score}." in name for score in SCORES_OF):
+                    parameter.normal_(std=0.1)
     return made
 
 
@@ -71,6 +75,14 @@ def model(spec: Any, *, fill: bool = True, **options: Any) -> Any:
         ("t5", {}),
         ("t5", {"kernel": "blockwise"}),
         (["native", "t5"], {}),
+        ("shaw", {}),
+        ("transformer_xl", {}),
+        (["native", "deberta"], {}),
+        ("cope", {}),
+        ("self_extend", {"window": 1024}),
+        ("lm_infinite", {"window": 1000}),
+        ("dual_chunk", {"chunk": 900}),
+        (["self_extend", "t5"], {}),
     ],
     ids=str,
 )
@@ -96,7 +108,13 @@ def test_small_with_padding(train: bool) -> None:
 
 def test_the_reference_is_not_small() -> None:
     """The same measurement sees the scores of the reference, so the tests above can fail."""
-    assert largest(model("alibi", kernel="eager"), train=False) >= SCORES
+    for spec in ("alibi", "shaw", "self_extend"):
+        assert largest(model(spec, kernel="eager"), train=False) >= SCORES, spec
+
+
+@pytest.mark.parametrize("spec", ["shaw", "dual_chunk"])
+def test_scores_and_pieces_stay_small_with_padding(spec: str) -> None:
+    assert largest(model(spec, **({"chunk": 900} if spec == "dual_chunk" else {})), train=True, pad=100) < SCORES / 3
 
 
 def test_dropout_and_softcap_stay_small() -> None:

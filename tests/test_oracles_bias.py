@@ -252,7 +252,8 @@ def test_fire_table(scale: float) -> None:
         slope = copy.deepcopy(bias.network).double()(x).diff().abs().max() * 2**12
         again = fast(query[:, :9], key[:, :5])
     spread = exact.max() - exact.min()
-    error = (found - exact).abs().max()
+    seen = key[:, None, :] <= query[:, :, None]  # of later keys nothing is promised
+    error = (found - exact)[:, :, seen[0]].abs().max()
     assert (again - exact[:, :, :9, :5]).abs().max() <= error
     assert error <= 1.01 * slope / (2 * POINTS) + 1e-6 * spread
     assert error < 2e-5 * spread

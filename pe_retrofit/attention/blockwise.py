@@ -17,8 +17,9 @@ BUDGET = 2**24
 
 
 def block_length(call: Call, budget: int = BUDGET) -> int:
-    """How many query rows fit the budget; at least 16."""
+    """How many query rows fit the budget; at least 16. What queries and keys add to the scores takes a few as many."""
     b, h = call.query.shape[:2]
+    budget = budget // 4 if call.scores else budget
     return max(16, min(call.query.shape[2], budget // max(1, b * h * call.key.shape[2])))
 
 

@@ -102,6 +102,8 @@ class Fire(BiasEncoding[FireConfig]):
         wide = torch.float64 if self.c.dtype == torch.float64 else torch.float32
         least = self._psi(self.threshold.to(query_positions.device, wide) * self.config.length)
         rows = torch.maximum(self._psi(query_positions), least) + EPSILON
+        if key_positions is None:
+            return rows[..., None]
         return torch.maximum(rows[:, :, None], self._psi(key_positions)[:, None, :] + EPSILON)
 
     @classmethod

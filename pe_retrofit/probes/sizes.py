@@ -31,6 +31,7 @@ class Size:
         what: in words.
         last: 16 L, or as far as the encoding goes.
         at_input: added to the embeddings.
+        most: growth that still counts as none; larger where both sizes are of samples.
     """
 
     near: float
@@ -38,15 +39,21 @@ class Size:
     what: str
     last: int
     at_input: bool = False
+    most: float = 1.1
 
     @property
     def growth(self) -> float:
         """``far`` over ``near``; infinite where something comes out of nothing."""
         return self.far / self.near if self.near else (1.0 if self.far == 0 else float("inf"))
 
+    @property
+    def bounded(self) -> bool:
+        """Whether it grows with the length by no more than :attr:`most`."""
+        return self.growth < self.most
+
 
 def sizes(lab: Lab) -> list[Size]:
-    """Everything the encoding brings in, what grows most first."""
+    """Everything the encoding brings in, what grows most beyond measure first."""
     last, first = lab.reach, min(TRAINED, lab.reach)
     found: list[Size] = []
     modules = list(lab.model.modules())
@@ -58,7 +65,7 @@ def sizes(lab: Lab) -> list[Size]:
         until = min(last, 4 * TRAINED)  # every query scores every key, which takes long
         near, far = (_score(lab, n) for n in (first, until))
         what = "largest added score (mean over queries) over the content score (root mean square)"
-        found.append(Size(near, far, what, until))
+        found.append(Size(near, far, what, until, most=1.25))
     inputs = [m for m in modules if isinstance(m, InputEncoding)]
     table = find_host(lab.model).table
     if any(isinstance(m, LocalInput) for m in inputs):
@@ -76,7 +83,7 @@ def sizes(lab: Lab) -> list[Size]:
     if not found:
         near, far = (_rotated(lab, n) for n in (first, last))
         found.append(Size(near, far, "length of a rotated query over the original's", last))
-    return sorted(found, key=lambda size: -size.growth)
+    return sorted(found, key=lambda size: -size.growth / size.most)
 
 
 def _bias(bias: BiasEncoding, count: int, causal: bool) -> float:
