@@ -30,9 +30,8 @@ def register_encoding(cls: _T) -> _T:
     """Make an encoding available by name; usable as a class decorator.
 
     Args:
-        cls: subclass of :class:`~pe_retrofit.sites.BiasEncoding`, ``RotationEncoding``, ``InputEncoding`` or
-            ``HybridEncoding``
-            with a ``Config`` (an :class:`~pe_retrofit.config.EncodingConfig` subclass whose ``name`` is the name to
+        cls: subclass of :class:`~pe_retrofit.sites.InputEncoding`, ``RotationEncoding``, ``PiecewiseEncoding``,
+            ``BiasEncoding``, ``ScoreEncoding`` or ``HybridEncoding`` with a ``Config`` (an :class:`~pe_retrofit.config.EncodingConfig` subclass whose ``name`` is the name to
             register) and an ``info``.
 
     Raises:
@@ -40,7 +39,8 @@ def register_encoding(cls: _T) -> _T:
     """
     if not isinstance(cls, type) or not hasattr(cls, "faults"):
         raise ConfigError(
-            f"register_encoding needs a subclass of BiasEncoding, RotationEncoding or InputEncoding, got {cls!r}."
+            "register_encoding needs a subclass of InputEncoding, RotationEncoding, PiecewiseEncoding, BiasEncoding, "
+            f"ScoreEncoding or HybridEncoding, got {cls!r}."
         )
     config = getattr(cls, "Config", None)
     name = getattr(config, "name", "")

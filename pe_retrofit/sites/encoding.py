@@ -88,7 +88,7 @@ class Encoding(Generic[C]):
         """What keeps this class from being registered, in words; empty when nothing does."""
         faults = []
         if getattr(cls, "site", None) not in get_args(Site):
-            faults.append("derive from BiasEncoding, RotationEncoding or InputEncoding")
+            faults.append("derive from InputEncoding, RotationEncoding, BiasEncoding or ScoreEncoding")
         if not isinstance(getattr(cls, "info", None), EncodingInfo):
             faults.append("set info = EncodingInfo(title=..., formula=..., paper=...)")
         return faults
