@@ -28,8 +28,8 @@ def keyed_attention(call: Call) -> Tensor:
     total = sum(found[1:], start=found[0])
     outputs = []
     for start in range(0, rows, BLOCK):
-        part = call.rows(start, min(start + BLOCK, rows)) if rows > BLOCK else call
-        outputs.append(_attend(part, total[..., : part.key.shape[2]]))
+        some = call.rows(start, min(start + BLOCK, rows)) if rows > BLOCK else call
+        outputs.append(_attend(some, total[..., : some.key.shape[2]]))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
 
