@@ -223,7 +223,7 @@ def configs(draw: st.DrawFn) -> Any:
             words = [w for w in WORDS if accepts(field, w)]
             chosen[field.name] = draw(st.sampled_from(words))
         elif "int" in field.type:
-            whole = draw(st.integers(4, 64))
+            whole = 4 * draw(st.integers(1, 16))
             chosen[field.name] = whole if accepts(field, whole) else 4
         else:
             chosen[field.name] = draw(st.sampled_from([v for v in (1.0, 1.5, 2.0, 0.5) if accepts(field, v)]))

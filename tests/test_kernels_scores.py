@@ -302,12 +302,14 @@ def test_merged_with_scattered_positions(name: str, path: list[str], merged_rows
 
 
 @pytest.mark.parametrize("name", PIECEWISE)
-def test_merged_far_from_the_first_position(name: str) -> None:
-    """Plain positions that start at 1000, as with ``position_ids`` given."""
-    where = torch.arange(1000, 1050)[None]
-    call = turned(turn_for(name), call_for(50, query_positions=where, key_positions=where, shift=0))
-    with torch.no_grad():
-        close(KERNELS["merged"](call), eager_attention(call)[0])
+def test_merged_far_from_the_first_position(name: str, path: list[str]) -> None:
+    """Plain positions that start at 1000, as with ``position_ids`` given: for all rows at once, or different ones."""
+    for rows in (torch.zeros(1, 1), torch.zeros(2, 1), torch.tensor([[0], [7]])):
+        where = torch.arange(1000, 1050)[None] + rows.long()
+        call = turned(turn_for(name), call_for(50, query_positions=where, key_positions=where, shift=0))
+        with torch.no_grad():
+            close(KERNELS["merged"](call), eager_attention(call)[0])
+        assert path.pop() == ("_masked_parts" if rows.any() else "_interval_parts")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -18,8 +18,9 @@ def obstacle(cell: Cell, kernel: str) -> str | None:
     host: HostCase = cell.host
     if kernel in ("blockwise", "eager"):
         return None
-    if cell.encoding.pieces and cell.encoding.identity and host.unfused:
-        return "cannot run this call"  # a text of one piece is refused for another reason than a longer one
+    beside = bool(cell.encoding.biases or cell.encoding.score)
+    if cell.encoding.pieces and ((cell.encoding.identity and host.unfused) or (beside and host.rope_sets)):
+        return "cannot run this call"  # texts of one piece, or window layers, are refused for a reason of their own
     if cell.encoding.score and kernel not in ("skewed", "keyed"):
         return "knows no scores of queries and keys"
     if cell.encoding.pieces and kernel != "merged":

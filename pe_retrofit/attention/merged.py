@@ -71,9 +71,13 @@ def _parts(call: Call) -> list[Part]:
     if call.mask is not None:
         return _masked_parts(call)
     if memo not in shared:
-        plain = call.shift is not None and call.query_positions.shape[0] == 1
+        plain = call.shift is not None and _same_rows(call.query_positions) and _same_rows(call.key_positions)
         shared[memo] = _interval_parts(call) if plain else _masked_parts(call)
     return shared[memo]
+
+
+def _same_rows(positions: Tensor) -> bool:
+    return positions.shape[0] == 1 or bool((positions == positions[:1]).all())
 
 
 def _masked_parts(call: Call) -> list[Part]:
