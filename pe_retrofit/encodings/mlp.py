@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..config import EncodingConfig, choice, integer
 from ..registry import register_encoding
 from ..sites import BiasEncoding, EncodingInfo, HostShape
 
 SEED = 20211118
+CHUNK = 2**18
+"""Numbers at a time through a network, whose hidden layers are recomputed in the backward pass beyond."""
 
 
 class ScalarNetwork(nn.Module):
@@ -52,12 +55,20 @@ class ScalarNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = torch.float64 if self.weights[0].dtype == torch.float64 else torch.float32
-        hidden = x.to(wide).reshape(1, -1)
+        flat = x.to(wide).reshape(1, -1)
+        if flat.shape[1] <= CHUNK or torch.compiler.is_compiling():
+            return self._run(flat).view(-1, *x.shape)
+        parts = [checkpoint(self._run, part, use_reentrant=False) for part in flat.split(CHUNK, dim=1)]
+        return torch.cat(parts, dim=1).view(-1, *x.shape)
+
+    def _run(self, x: Tensor) -> Tensor:
+        """``[1, n]`` to ``[h, n]``."""
+        wide, hidden = x.dtype, x
         for n, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             hidden = torch.addmm(bias.to(x.device, wide)[:, None], weight.to(x.device, wide), hidden)
             if n + 1 < len(self.weights):
                 hidden = self.activation(hidden)
-        return hidden.view(-1, *x.shape)
+        return hidden
 
 
 @dataclass(frozen=True)
