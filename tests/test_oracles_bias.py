@@ -29,6 +29,7 @@ from pe_retrofit import (
 from pe_retrofit.attention import toeplitz
 from pe_retrofit.attention.reference import eager_attention
 from pe_retrofit.attention.select import KERNELS, obstacle
+from pe_retrofit.encodings import mlp
 from pe_retrofit.encodings.alibi import alibi_slopes
 from pe_retrofit.encodings.fire import POINTS
 
@@ -321,6 +322,22 @@ def test_window_as_long_as_the_model_is_an_identity() -> None:
         before = model(ids).logits
         patch_model(model, ["native", WindowConfig(tiny.LENGTH)])
         torch.testing.assert_close(model(ids).logits, before, rtol=1e-5, atol=1e-5)
+
+
+def test_networks_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients, through a network and through what comes before it, as in one piece."""
+    bias = made(FireConfig(width=6, length=9))
+    found = []
+    for chunk in (2**18, 50):
+        monkeypatch.setattr(mlp, "CHUNK", chunk)
+        bias.zero_grad()
+        at = torch.arange(17)[None]
+        values = bias.bias_at(at, at, causal=True)
+        (values * torch.linspace(-1, 1, values.numel(), dtype=torch.float64).view(values.shape)).sum().backward()
+        found.append([values.detach(), *[p.grad.clone() for p in bias.parameters()]])
+    for one, other in zip(*found, strict=True):
+        assert one.abs().max() > 0
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 def test_networks_of_half_precision_parameters_at_far_positions() -> None:
