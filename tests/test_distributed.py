@@ -1,4 +1,4 @@
-"""Two processes give the losses and weights of one: every encoding under DDP and FSDP2; which run under tensor parallel."""
+"""Two processes give the losses and weights of one: DDP and FSDP2 with every encoding; what tensor parallel carries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matrix import ENCODINGS, HOSTS, Cell
+import torch
+from matrix import ENCODINGS, HOSTS, Cell, logits, tokens
+
+from pe_retrofit.capabilities import capability
 
 HERE = Path(__file__).parent
 DECODER = [n for n, e in ENCODINGS.items() if Cell(HOSTS["llama"], e).refusal is None and "+" not in n and "/" not in n]
@@ -40,3 +43,24 @@ def test_two_processes_train_as_one(kind: str) -> None:
         assert (row["sharded"] > 0) == (kind == "fsdp2"), cell
         assert row["losses"] < 1e-6, (cell, row)
         assert row["weights"] < 1e-6, (cell, row)
+
+
+def test_tensor_parallel_as_the_table_says(tmp_path: Path) -> None:
+    """Each rank holds half of the heads: equal logits, or refused at the first forward pass."""
+    names = [n for n in DECODER if ENCODINGS[n].spec == n]
+    for name in names:
+        model, ids = ENCODINGS[name].patch(HOSTS["llama"].fresh()), tokens(2, 20)
+        case = {"ids": ids, "logits": logits(model, ids)}
+        model.save_pretrained(tmp_path / name)
+        torch.save(case, tmp_path / name / "case.pt")
+    rows = {row["name"]: row for row in launched("worker_tensor_parallel.py", *(str(tmp_path / n) for n in names))}
+    assert list(rows) == names
+    problems = {name: row["error"] for name, row in rows.items() if "error" in row}
+    assert not problems
+    for name, row in rows.items():
+        assert row["world"] == 2
+        if capability(name).tp:
+            assert row.get("change", 1.0) < 1e-5, row
+            assert row["rows"] == 16, "half of the heads"
+        else:
+            assert "split over processes" in row.get("refused", ""), row
