@@ -31,8 +31,8 @@ def register_encoding(cls: _T) -> _T:
 
     Args:
         cls: subclass of :class:`~pe_retrofit.sites.InputEncoding`, ``RotationEncoding``, ``PiecewiseEncoding``,
-            ``BiasEncoding``, ``ScoreEncoding`` or ``HybridEncoding`` with a ``Config`` (an :class:`~pe_retrofit.config.EncodingConfig` subclass whose ``name`` is the name to
-            register) and an ``info``.
+            ``BiasEncoding``, ``ScoreEncoding`` or ``HybridEncoding``, with a ``Config`` (an
+            :class:`~pe_retrofit.config.EncodingConfig` subclass whose ``name`` is what is registered) and an ``info``.
 
     Raises:
         ConfigError: the name is missing, malformed, reserved or taken by another class, or the class lacks something.

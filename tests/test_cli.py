@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,70 @@ def test_show_says_what_was_filled_in() -> None:
     assert "4.0 (example)" in run("show", "yarn").stdout
 
 
+def shown(*words: Any) -> Any:
+    """The numbers that ``show`` draws."""
+    return json.loads(run("show", *words, "--json").stdout)["shown"]
+
+
+def test_show_piecewise_rotations_as_effective_distances() -> None:
+    """Against the formula, pair by pair; what is masked is null."""
+    seen = shown("self_extend", "window=8", "group=4", "--trained", 16, "--length", 32)
+    last = seen["distance"][-1]
+    assert (last, seen["trained"], seen["position"]) == (31, 16, list(range(32)))
+    for d, at in zip(seen["distance"], seen["effective"], strict=True):
+        assert at == (d if d < 8 else last // 4 - (last - d) // 4 + 8 - 2)
+    for i, row in enumerate(seen["matrix"]):
+        for j, at in enumerate(row):
+            assert at == (None if j > i else i - j if i - j < 8 else i // 4 - j // 4 + 6)
+    held = shown("lm_infinite", "sinks=2", "window=5", "limit=9", "--trained", 16, "--length", 32)["matrix"]
+    for i, row in enumerate(held):
+        for j, at in enumerate(row):
+            visible = j <= i and (i - j < 5 or j < 2)
+            assert at == (min(i - j, 9) if visible else None)
+
+
+def test_show_scores_for_one_text() -> None:
+    shaw = shown("shaw", "max_distance=3", "--length", 8, "--heads", 2)
+    assert shaw["what"] == "added score"
+    assert shaw["bucket"] == [0, 1, 2, 3, 3, 3, 3, 3]
+    assert "zero at the start" in shaw["note"]
+    for head in shaw["matrix"]:
+        assert [value is None for value in head[4]] == [False] * 5 + [True] * 3
+        assert head[7][0] == head[7][1] == head[7][4] != head[7][5]  # they read one row
+        assert head[7][::-1] == shaw["bias"][shaw["matrix"].index(head)]
+    both = shown("shaw", "max_distance=3", "--length", 8, "--encoder")
+    assert both["distance"] == list(range(-3, 5))
+    assert both["bucket"] == [0, 1, 2, 3, 4, 5, 6, 6]
+    assert all(value is not None for value in both["matrix"][0][0])
+    counted = shown("cope", "--length", 20)["counted"]
+    assert all(0 < now < then < now + 1 for head in counted for now, then in pairwise(head))
+
+
+def test_show_decay_of_each_frequency() -> None:
+    seen = shown("xpos", "scale_base=64", "--head-dim", 8)
+    wanted = [((m / 4 + 0.4) / 1.4) ** (1 / 64) for m in range(4)]
+    assert seen["decay"] == {"patched": pytest.approx(wanted, rel=1e-12)}
+    assert "decay" in shown("yarn")
+    assert shown("yarn")["decay"] == {}
+    assert "counts half" in run("show", "xpos").stdout
+
+
+def test_show_what_queries_at_different_positions_see() -> None:
+    fire = shown("fire", "length=16", "--trained", 64, "--length", 8)
+    assert list(fire["queries"]) == ["8", "64", "256"]
+    near, far = (fire["queries"][place]["bias"][0] for place in ("8", "256"))
+    assert near[0] == pytest.approx(far[0])
+    assert near[3] != pytest.approx(far[3], rel=1e-3)
+    assert shown("alibi")["queries"] == {}
+
+
+def test_show_windows_to_their_end() -> None:
+    seen = shown("window", "size=32", "--length", 16)
+    assert seen["position"] == list(range(0, 64, 4))
+    assert [value is None for value in seen["matrix"][0][-1]] == [True] * 8 + [False] * 8
+    assert "one position in 4" in seen["note"]
+
+
 def test_show_refusals() -> None:
     assert "Did you mean 'alibi'" in refused("show", "alibbi")
     assert "causal attention only" in refused("show", "nope", "--encoder")
@@ -242,6 +307,21 @@ def test_show_refusals() -> None:
     assert "must be even" in refused("show", "yarn", "--head-dim", "7")
     assert "cannot be retrofitted" in refused("show", "pope")
     assert "name one encoding" in refused("show", "native+t5")
+
+
+def test_list_capabilities() -> None:
+    rows = json.loads(run("list", "--capabilities", "--json").stdout)
+    assert [row["name"] for row in rows] == list_encodings()
+    alibi = rows[0]
+    assert alibi["families"] == {"llama": True, "gpt_neox": True, "bert": True}
+    assert (alibi["tp"], alibi["cp"], alibi["kernels"]["cpu"][0], alibi["saved"]) == (
+        False,
+        False,
+        "toeplitz",
+        "pe_retrofit",
+    )
+    table = run("list", "--capabilities").stdout
+    assert all(name in table for name in list_encodings())
 
 
 # check
