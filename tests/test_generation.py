@@ -21,6 +21,12 @@ CASES = [
     ("gpt_neox", "conv"),
     ("gpt_neox", "rnope"),
     ("gemma3", "native+recurrent"),
+    *[
+        ("llama", name)
+        for name in ("native+shaw", "shaw_values", "transformer_xl", "cope", "self_extend", "lm_infinite")
+    ],
+    *[("gpt_neox", name) for name in ("native+deberta", "rerope_leaky", "string")],
+    *[("gemma3", name) for name in ("native+cope", "dual_chunk", "self_extend+shaw")],
     ("stablelm", "alibi"),
     ("gpt_oss", "t5"),
     ("gemma2", "alibi"),
