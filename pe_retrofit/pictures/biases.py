@@ -9,7 +9,7 @@ import numpy as np
 
 from ..plots import COLOURS, figure, save
 from ..views import BiasView
-from .common import colours, spread, titled
+from .common import colours, gaps, spread, titled
 
 
 def draw_bias(view: BiasView, title: str, path: str | Path, most: int = 8) -> Path:
@@ -33,6 +33,9 @@ def draw_bias(view: BiasView, title: str, path: str | Path, most: int = 8) -> Pa
         axes = drawn.add_subplot(grid[0, columns + 1 :] if second else grid[:, columns + 1 :])
         style: dict[str, Any] = {"drawstyle": "steps-mid"} if view.buckets is not None else {}
         _lines(axes, view.distances.numpy(), view.bias.numpy(), shown, **style)
+        masked = np.asarray(np.isneginf(view.bias.numpy()).all(0))
+        for low, high in gaps(view.distances.numpy(), masked):
+            axes.axvspan(low, high, color="#e4e7ec", zorder=0, label="masked")
         about = f"{view.what[0].upper()}{view.what[1:]} against distance"
         axes.set(xlabel="distance i - j (tokens)", ylabel="added to the attention logit", title=about)
         if not second:
@@ -50,12 +53,14 @@ def _matrices(drawn: Any, grid: Any, view: BiasView, shown: list[int], columns: 
     values = view.matrix[shown].numpy()
     known = values[np.isfinite(values)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
+    signed = low < 0 < high
     if low == high:
         low, high = low - 1, high + 1
-    signed = low < 0 < high
     limit = max(-low, high)
     scale: dict[str, Any] = {"vmin": -limit, "vmax": limit}
-    if not signed:  # heads often differ by orders of magnitude
+    if not signed and low < 0 < high:  # one value everywhere
+        scale = {"vmin": low, "vmax": high}
+    elif not signed:  # heads often differ by orders of magnitude
         scale = {"norm": SymLogNorm(linthresh=max(abs(low), abs(high)) / 50, vmin=low, vmax=high)}
     ticks = [0, values.shape[2] - 1]
     labels = [f"{int(view.positions[tick]):,}" for tick in ticks]

@@ -41,3 +41,9 @@ def colours(name: str) -> Any:
     from matplotlib import colormaps
 
     return colormaps[name].with_extremes(bad="#f2f4f7")
+
+
+def gaps(x: np.ndarray, masked: np.ndarray) -> list[tuple[float, float]]:
+    """Stretches of ``x`` where ``masked``."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], masked, [False])).astype(int)))
+    return [(float(x[low]), float(x[high - 1])) for low, high in zip(edges[::2], edges[1::2], strict=True)]

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..plots import COLOURS, figure, save, thousands
 from ..views import PiecewiseView
-from .common import colours, titled
+from .common import colours, gaps, titled
 
 
 def draw_pieces(view: PiecewiseView, title: str, path: str | Path) -> Path:
@@ -17,7 +17,7 @@ def draw_pieces(view: PiecewiseView, title: str, path: str | Path) -> Path:
         x, y = view.distances.numpy(), view.effective.numpy()
         left.plot(x, x, color="#98a2b3", linewidth=3.0, label="RoPE")
         left.plot(x, y, color=COLOURS[0], linewidth=1.8, marker=".", markersize=3, label="patched")
-        for low, high in _gaps(x, np.isnan(y)):
+        for low, high in gaps(x, np.isnan(y)):
             left.axvspan(low, high, color="#e4e7ec", zorder=0, label="masked")
         left.axhline(view.trained, color="#98a2b3", linestyle=(0, (4, 3)), linewidth=1.1)
         left.annotate(
@@ -43,9 +43,3 @@ def draw_pieces(view: PiecewiseView, title: str, path: str | Path) -> Path:
         bar.ax.grid(visible=False)
         drawn.suptitle(titled(title, view.note), x=0.01, ha="left", fontsize=12, fontweight="bold", color="#101828")
         return save(drawn, path)
-
-
-def _gaps(x: np.ndarray, masked: np.ndarray) -> list[tuple[float, float]]:
-    """Stretches of ``x`` where ``masked``."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], masked, [False])).astype(int)))
-    return [(float(x[low]), float(x[high - 1])) for low, high in zip(edges[::2], edges[1::2], strict=True)]
