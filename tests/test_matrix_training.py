@@ -12,6 +12,8 @@ from transformers import StaticCache
 COMPILED = [
     *[("llama", name) for name in ("alibi", "t5", "nope", "yarn/2", "dynamic", "sinusoidal")],
     *[("llama", name) for name in ("fope", "swan")],
+    *[("llama", name) for name in ("native+shaw", "transformer_xl", "cope", "self_extend")],
+    *[("bert", "deberta"), ("gemma3", "dual_chunk")],
     *[("gemma3", "native+t5"), ("gpt_neox", "alibi_learnable"), ("stablelm", "alibi"), ("bert", "t5")],
 ]
 """Cells whose compiled forward is compared: each way of installing something once. Compiling takes seconds."""
