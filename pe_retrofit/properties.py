@@ -20,6 +20,7 @@ from .probes.outputs import (
     bf16_error,
     cache_change,
     farthest,
+    input_change,
     pair_outputs,
     permutation_change,
     prefix_output,
@@ -134,17 +135,24 @@ def unique(lab: Lab) -> Answer:
     """A token attends to one other at each distance below L; outputs that differ are counted."""
     outputs = pair_outputs(lab, torch.arange(min(lab.trained, lab.reach)))
     gaps = torch.cdist(outputs, outputs, p=float("inf")) / lab.size(outputs)
-    same = gaps < 1e-5  # angles are float32
+    same = gaps < 1e-6  # angles are float32
     distinct = int((same.long().argmax(1) == torch.arange(len(outputs))).sum())  # the first of each set of equals
     count = len(outputs)
     return distinct == count, f"{distinct} of {count} distances give an output of their own", distinct / count
 
 
 def consistent(lab: Lab) -> Answer:
-    """The first tokens' output, alone and within a longer input (decoders: more text, encoders: more padding)."""
+    """The first tokens' output, alone and within a longer input (decoders: more text; encoders: more padding).
+
+    Encoders see all of a text, so of longer texts what enters their first layer is compared.
+    """
     longer = min(lab.reach, 4 * lab.trained)
     short = min(lab.trained, longer) // 2
     change = lab.change(prefix_output(lab, short, short), prefix_output(lab, short, longer))
+    if not lab.causal:
+        vectors = input_change(lab, short, longer)
+        if vectors > change:
+            return vectors < 1e-4, f"input of {short // 2} tokens changes by {vectors:.2g} within {longer}", vectors
     return change < 1e-4, f"output of {short} tokens changes by {change:.2g} of its size within {longer}", change
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from ..patchers.family import find_host
 from .lab import TRAINED, VOCABULARY, Lab
 
 BF16_TOKENS = 32
@@ -26,6 +29,23 @@ def prefix_output(lab: Lab, short: int, longer: int) -> Tensor:
         mask[:, short:] = 0
     ids = torch.cat((lab.tokens(short, seed=7), ids[:, short:]), dim=1)
     return lab.output(ids, attention_mask=mask)[:, :short]
+
+
+def input_change(lab: Lab, short: int, longer: int) -> float:
+    """Change of what enters the first layer for the first half of ``short`` tokens, alone and within a longer text."""
+    seen: list[Tensor] = []
+
+    def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append((args[0] if args else kwargs["hidden_states"])[:, : short // 2])
+
+    handle = find_host(lab.model).layers[0].register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        ids = lab.tokens(longer)
+        lab.output(ids[:, :short])
+        lab.output(ids)
+    finally:
+        handle.remove()
+    return lab.change(*seen)
 
 
 def permutation_change(lab: Lab, count: int) -> float:
