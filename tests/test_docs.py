@@ -59,7 +59,7 @@ def test_page_formulas(page: dict[str, Any]) -> None:
     positions = torch.arange(10)[None]
     near = get_encoding("near")(page["NearConfig"](reach=3), modules["near"].host).double()
     torch.nn.init.normal_(near.table, generator=torch.Generator().manual_seed(2))
-    block = Block(query, key, positions, positions, True, 8**-0.5, None, 0)
+    block = Block(query, key, positions, positions, True, 8**-0.5, lambda: None, 0)
     found = near.scores(block)
     for h in range(4):
         for i in range(10):

@@ -139,6 +139,11 @@ class Call:
             total = part if total is None else total + part
         return total
 
+    def _visible(self) -> Tensor | None:
+        """Like :meth:`allowed`, from a mask that is added to the scores too."""
+        additive = self.mask is not None and self.mask.dtype != torch.bool
+        return _open(self.mask) if additive and self.mask is not None else self.allowed()
+
     def block(self) -> Block:
         """What score encodings see of this call."""
         return Block(
@@ -148,7 +153,7 @@ class Call:
             key_positions=self.key_positions,
             causal=self.causal,
             scaling=self.scaling,
-            allowed=self.allowed() if self.mask is None or self.mask.dtype == torch.bool else _open(self.mask),
+            visible=self._visible,
             first=self.first,
         )
 

@@ -19,6 +19,9 @@ from .recomputed import recomputed
 BUDGET = 2**23
 """Entries of a block's bias, over batch and heads: 32 MB in float32, which large caches hold."""
 
+ROWS = 768
+"""Query rows at a time at most: PyTorch's CPU kernel takes its widest tiles from there on."""
+
 Bias = Callable[[Tensor, Tensor], Tensor]
 """``[b, h, q, k]`` for positions ``[b, q]`` and ``[b, k]``."""
 
@@ -37,7 +40,7 @@ def dense_attention(call: Call) -> Tensor:
 def _attend_blocks(call: Call) -> Tensor:
     b, h, q, _ = call.query.shape
     bias = _bias_function(call)
-    rows = max(16, BUDGET // max(1, b * h * call.key.shape[2]))
+    rows = max(16, min(ROWS, BUDGET // max(1, b * h * call.key.shape[2])))
     starts = range(0, q, rows)
     # from the last block, which sees most keys, to the first: its memory does for all
     outputs = [_attend(call.rows(start, min(start + rows, q)), bias) for start in reversed(starts)]

@@ -233,5 +233,5 @@ def _check_whole(call: Call) -> None:
         raise UnsupportedError(
             f"The attention got {heads} query heads of the {local or heads} its encoding was made for, or sharded "
             "tensors: the model is split over processes (tensor or context parallel), which is not supported with a "
-            "bias or a length-dependent rotation. Load it whole on each process, or use FSDP."
+            "bias or score that holds something for each head. Load it whole on each process, or use FSDP."
         )

@@ -9,6 +9,7 @@ Nothing of size ``q x k x d`` exists, and no index is gathered per pair.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,18 +21,38 @@ from .call import Call
 BUDGET = 2**23
 """Numbers held at once in the scores of a block, over batch and heads."""
 
+TILE = 16
+"""Keys in a tile at least."""
+
+FEW = 16
+"""Queries up to which a product that does not go through a table of all distances is cheaper."""
+
 
 @dataclass(frozen=True)
 class Distances:
     """``a`` for all distances of a call, the largest first.
 
     Attributes:
-        table: ``[h or 1, n, d]``.
+        table: ``[h or 1, n, d]``, scaled; ``[1, n, w]`` with ``map``.
         rows: int64 ``[q + k - 1]``, row of the table by distance; None where the table has a row for each.
+        map: ``[h, d, w]``, to be applied to the queries first; or None.
     """
 
     table: Tensor
-    rows: Tensor | None
+    rows: Tensor | None = None
+    map: Tensor | None = None
+
+    def product(self, query: Tensor, part: slice) -> Tensor:
+        """``query . a`` for queries ``[b, h, q, d]`` and a part of the distances: ``[b, h, q, n]``."""
+        if self.map is not None:
+            query = torch.matmul(query, self.map.to(query.dtype))
+        table = self.table if self.rows is not None else self.table[:, part]
+        b, h, q, width = query.shape
+        if table.shape[0] == 1:
+            found = torch.matmul(query.reshape(b, h * q, width), table[0].t()).view(b, h, q, -1)
+        else:
+            found = torch.matmul(query, table.transpose(1, 2))
+        return found if self.rows is None else found.index_select(-1, self.rows[part])
 
 
 def skewed_attention(call: Call) -> Tensor:
@@ -59,13 +80,28 @@ def _distances(encoding: object, call: Call) -> Distances | None:
     q, k = call.query.shape[2], call.key.shape[2]
     distance = call.shift + q - 1 - torch.arange(q + k - 1, device=call.query.device)
     rows = encoding.rows(distance, causal=call.causal)
-    table = encoding.query_table(None if rows is not None else distance)
+    if rows is None:
+        basis = _basis(encoding, distance, call)
+        if basis is None:
+            return None
+        if q <= FEW:
+            return Distances((basis * call.scaling).to(call.query.dtype)[None], map=encoding.query_map())
+        return Distances((encoding.mapped(basis) * call.scaling).to(call.query.dtype))
+    table = encoding.query_table(None)
     if table is None:
         return None
     table = (table * call.scaling).to(call.query.dtype)
-    if rows is not None and table.shape[1] >= q + k - 1:
-        return Distances(table[:, rows], None)
-    return Distances(table, rows)
+    return Distances(table[:, rows]) if table.shape[1] >= len(distance) else Distances(table, rows)
+
+
+def _basis(encoding: RelativeScore, distance: Tensor, call: Call) -> Tensor | None:
+    """The basis of all distances, in the queries' dtype; layers share it within a forward pass."""
+    shared: dict[Any, Any] = call.positions.shared
+    memo = ("basis", type(encoding), encoding.config, len(distance), call.query.shape[2], call.shift, distance.device)
+    if memo not in shared:
+        basis = encoding.basis(distance)
+        shared[memo] = None if basis is None else basis.to(call.query.dtype)
+    return shared[memo]
 
 
 def _attend(call: Call, tables: list[Distances | None], skipped: int) -> Tensor:
@@ -97,18 +133,14 @@ def _query_part(encoding: RelativeScore, distances: Distances, call: Call, skipp
     k = call.key.shape[2]
     width = q + k - 1
     part = slice(skipped, skipped + width)
-    if distances.rows is None:
-        product = torch.matmul(query, distances.table[:, part].transpose(1, 2))
-    else:
-        product = torch.matmul(query, distances.table.transpose(1, 2)).index_select(-1, distances.rows[part])
-    product = product.contiguous()
+    product = distances.product(query, part).contiguous()
     if call.mask is None and call.limit is not None:
         product[..., q + call.limit :] = -torch.inf  # column q - 1 - r + j with j > r + limit
     return product.as_strided((b, h, q, k), (h * q * width, q * width, width - 1, 1), q - 1)
 
 
 def _key_part(encoding: RelativeScore, call: Call) -> Tensor | None:
-    """``k_j . b[i - j]``, scaled: ``[b, h, q, k]``, by tiles of keys as long as the block of queries."""
+    """``k_j . b[i - j]``, scaled: ``[b, h, q, k]``, by tiles of keys about as long as the block of queries."""
     table = encoding.key_table()
     if table is None:
         return None
@@ -116,18 +148,19 @@ def _key_part(encoding: RelativeScore, call: Call) -> Tensor | None:
     key = call.block().key
     b, g, k, d = key.shape
     h, q = call.query.shape[1:3]
-    tiles = -(-k // q)
-    key = pad(key, (0, 0, 0, tiles * q - k)).view(b, g, 1, tiles, q, d).expand(b, g, h // g, tiles, q, d)
-    width = 2 * q - 1
-    # in tile t, column c = r + (q - 1 - n) holds the pair of row r and key t q + n
-    first = call.shift - (q - 1) - q * torch.arange(tiles, device=key.device)
+    size = max(q, TILE)
+    tiles = -(-k // size)
+    key = pad(key, (0, 0, 0, tiles * size - k)).view(b, g, 1, tiles, size, d).expand(b, g, h // g, tiles, size, d)
+    width = q + size - 1
+    # in tile t, column c = r + (size - 1 - n) holds the pair of row r and key t size + n
+    first = call.shift - (size - 1) - size * torch.arange(tiles, device=key.device)
     rows = encoding.rows(first[:, None] + torch.arange(width, device=key.device), causal=call.causal)
     assert rows is not None
     by_tile = (table * call.scaling).to(key.dtype).expand(h, -1, -1)[:, rows]  # [h, tiles, width, d]
-    product = torch.matmul(key.reshape(b, h, tiles, q, d), by_tile.transpose(2, 3))
-    strides = (h * tiles * q * width, tiles * q * width, q * width, width - 1, 1)
-    skewed = product.as_strided((b, h, tiles, q, q), strides, q - 1)  # [..., n, r]
-    return skewed.permute(0, 1, 4, 2, 3).reshape(b, h, q, tiles * q)[..., :k]
+    product = torch.matmul(key.reshape(b, h, tiles, size, d), by_tile.transpose(2, 3))
+    strides = (h * tiles * size * width, tiles * size * width, size * width, width - 1, 1)
+    skewed = product.as_strided((b, h, tiles, size, q), strides, size - 1)  # [..., n, r]
+    return skewed.permute(0, 1, 4, 2, 3).reshape(b, h, q, tiles * size)[..., :k]
 
 
 def _content_part(encoding: RelativeScore, call: Call) -> Tensor | None:

@@ -56,8 +56,9 @@ class Cope(ScoreEncoding[CopeConfig]):
         folded = block.query.reshape(b, h // block.groups, block.groups * q, d)
         logits = torch.matmul(folded.to(wide), block.key.to(wide).transpose(2, 3)).view(b, h, q, k) * block.scaling
         gates = logits.sigmoid()
-        if block.allowed is not None:
-            gates = gates.masked_fill(~block.allowed, 0.0)
+        allowed = block.allowed
+        if allowed is not None:
+            gates = gates.masked_fill(~allowed, 0.0)
         return gates.flip(-1).cumsum(-1).flip(-1).clamp(max=self.config.max_positions - 1)
 
     def scores(self, block: Block) -> Tensor:

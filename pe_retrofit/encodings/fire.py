@@ -82,13 +82,24 @@ class Fire(BiasEncoding[FireConfig]):
         if self.c.dtype == torch.float64:
             return super().fast(distances, causal=causal)
         table = Lookup(self.network(torch.linspace(0, 1, POINTS, device=distances.device)))
-        psi, low = Lookup(self._psi(distances)[None] * (POINTS - 1)), distances[0]
+        psi, low = self._psi(distances) * (POINTS - 1), distances[0]
+        scattered = Lookup(psi[None])
+        half = psi.new_tensor(0.5)
 
         def bias(query_positions: Tensor, key_positions: Tensor) -> Tensor:
-            index = query_positions[:, :, None] - (key_positions + low)[:, None, :]
             # causally, the later token is the query
-            x = psi(index)[0].div_(self._scale(query_positions, None if causal else key_positions))
-            return table(x.round_().clamp_max_(POINTS - 1)).transpose(0, 1)
+            scale = self._scale(query_positions, None if causal else key_positions)
+            if _consecutive(query_positions) and _consecutive(key_positions):
+                # with the queries in reverse order, psi(i - j) is a view of one vector
+                rows, keys = query_positions.shape[1], key_positions.shape[1]
+                first = int(query_positions[0, -1] - key_positions[0, 0] - low)
+                vector = psi[first - rows - keys + 2 : first + 1].flip(0)
+                spread = vector.as_strided((1, rows, keys), (0, 1, 1))
+                index = torch.addcdiv(half, spread, scale.flip(1)).clamp_max_(POINTS - 1).int().flip(1)
+            else:
+                distance = query_positions[:, :, None] - (key_positions + low)[:, None, :]
+                index = scattered(distance)[0].div_(scale).round_().clamp_max_(POINTS - 1).int()
+            return table(index).transpose(0, 1)
 
         return bias
 
@@ -109,3 +120,8 @@ class Fire(BiasEncoding[FireConfig]):
     @classmethod
     def identity(cls, config: Any, *, keeps_native: bool, host: HostShape) -> bool:
         return keeps_native
+
+
+def _consecutive(positions: Tensor) -> bool:
+    """Whether positions ``[b, n]`` are one row of successive numbers."""
+    return positions.shape[0] == 1 and bool((positions.diff() == 1).all())

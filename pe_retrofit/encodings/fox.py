@@ -23,7 +23,7 @@ class FoxConfig(EncodingConfig):
 
 @register_encoding
 class Fox(ScoreEncoding[FoxConfig]):
-    """FoX-style data-dependent decay: ``b[h, i, j] = g_h sum_(l=j+1..i) ln f_(h,l)``, ``f_(h,l) = sigmoid(w_h . k_l + c_h)``.
+    """FoX-style decay: ``b[h, i, j] = g_h sum_(l=j+1..i) ln f_(h,l)``, ``f_(h,l) = sigmoid(w_h . k_l + c_h)``.
 
     Every token multiplies the weight of all that came before it by its forget gate ``f``. The Forgetting Transformer
     computes gates from the layer's input; here they come from the unrotated keys, which a cache holds, so that any

@@ -58,12 +58,11 @@ class TransformerXl(RelativeScore[TransformerXlConfig]):
     def query_bias(self) -> Tensor:
         return self.position_weight
 
-    def query_table(self, distance: Tensor | None) -> Tensor:
-        assert distance is not None
-        weight = self.projection
-        sinusoid = relative_sinusoid(distance, self.host.hidden_size, self.config.base).to(weight.dtype)
-        h, d, width = weight.shape
-        return (sinusoid @ weight.reshape(h * d, width).t()).view(-1, h, d).transpose(0, 1)
+    def basis(self, distance: Tensor) -> Tensor:
+        return relative_sinusoid(distance, self.host.hidden_size, self.config.base)
+
+    def query_map(self) -> Tensor:
+        return self.projection
 
     @classmethod
     def identity(cls, config: Any, *, keeps_native: bool, host: HostShape) -> bool:

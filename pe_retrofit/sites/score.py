@@ -7,6 +7,7 @@ through what the encoding itself says. Its terms are part of the product ``q . k
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,7 +28,7 @@ class Block:
         query_positions / key_positions: int64 ``[b or 1, q]`` and ``[b or 1, k]``.
         causal: whether the attention is causal.
         scaling: the attention's factor on ``q . k``.
-        allowed: bool ``[b or 1, 1, q, k]``, or None where every key is visible.
+        visible: makes :attr:`allowed`, which few encodings need.
         first: index among the keys of the first query (of the whole call's keys, of which these may be a part).
     """
 
@@ -37,8 +38,13 @@ class Block:
     key_positions: Tensor
     causal: bool
     scaling: float
-    allowed: Tensor | None
+    visible: Callable[[], Tensor | None]
     first: int | Tensor
+
+    @property
+    def allowed(self) -> Tensor | None:
+        """bool ``[b or 1, 1, q, k]``, or None where every key is visible."""
+        return self.visible()
 
     @property
     def groups(self) -> int:
@@ -96,8 +102,8 @@ class RelativeScore(ScoreEncoding[C]):
     """A score of the distance ``i - j``: ``q_i . a[i - j]``, ``k_j . b[i - j]``, ``u . k_j``.
 
     Tables are ``[h or 1, n, d]``. With :meth:`rows`, distances share rows of a learned table; without, there is one row
-    per distance, computed by :meth:`query_table`. Runs on the skewed kernel, which takes one product per block of
-    queries.
+    per distance, ``query_map()`` times ``basis(distance)``. Runs on the skewed kernel, which takes one product per
+    block of queries.
     """
 
     has_values: ClassVar[bool] = False
@@ -108,7 +114,23 @@ class RelativeScore(ScoreEncoding[C]):
 
     def query_table(self, distance: Tensor | None) -> Tensor | None:
         """``a``: ``[h or 1, n, d]``, all rows; for the given distances ``[n]`` where rows are not shared."""
+        if distance is None or (basis := self.basis(distance)) is None:
+            return None
+        return self.mapped(basis)
+
+    def basis(self, distance: Tensor) -> Tensor | None:
+        """``[n, w]`` for distances ``[n]``, where rows are not shared: no parameters, so that layers can share it."""
         return None
+
+    def query_map(self) -> Tensor:
+        """``[h, d, w]``: what turns the basis into ``a``."""
+        raise NotImplementedError(f"{type(self).__name__} has a basis and must override query_map().")
+
+    def mapped(self, basis: Tensor) -> Tensor:
+        """``a`` from its basis ``[n, w]``: ``[h, n, d]``."""
+        weight = self.query_map()
+        h, d, width = weight.shape
+        return (basis.to(weight.dtype) @ weight.reshape(h * d, width).t()).view(-1, h, d).transpose(0, 1)
 
     def key_table(self) -> Tensor | None:
         """``b``: ``[h or 1, n, d]``, for shared rows only."""

@@ -46,6 +46,6 @@ def example(shape: Shape) -> Block:
         key_positions=positions,
         causal=shape.causal,
         scaling=shape.head_dim**-0.5,
-        allowed=allowed.tril() if shape.causal else None,
+        visible=lambda: allowed.tril() if shape.causal else None,
         first=0,
     )
