@@ -19,7 +19,7 @@ from .patchers.family import Host, find_host
 from .plan import Plan, make_plan, parse_spec, settle_rope, shape_for
 from .proof import TOKENS, probe, prove
 from .registry import get_encoding
-from .sites import RotationEncoding
+from .sites import PiecewiseEncoding, RotationEncoding
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -233,8 +233,9 @@ def _release_gguf(model: nn.Module) -> None:
 def _probe_lengths(host: Host, plan: Plan) -> list[int]:
     trained = min(plan.trained_length, 2**20)
     kind = get_encoding(plan.rotation.name) if plan.rotation else None
-    extends = kind is not None and issubclass(kind, RotationEncoding) and kind.length_dependent
-    return [trained, 4 * trained] if extends else [trained]
+    late = kind is not None and issubclass(kind, RotationEncoding) and kind.length_dependent
+    beyond = late or (kind is not None and issubclass(kind, PiecewiseEncoding))
+    return [trained, 4 * trained] if beyond else [trained]
 
 
 def _may_be_identity(host: Host, plan: Plan) -> bool:

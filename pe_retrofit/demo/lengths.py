@@ -38,13 +38,19 @@ def sequences(tokenizer: Any, text: Text, settings: Settings) -> tuple[Tensor, T
 
 def measure_lengths(model: Any, long: Tensor, settings: Settings, work: Work) -> dict[str, Any]:
     """One forward per variant over ``long`` ``[n]``, and the perplexity of the tail at each length."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for variant in settings.length_variants:
         work.say(f"{settings.lengths[-1]} tokens, {variant.label}")
-        with Patched(model, variant), work.forwards(model, len(long)):
-            started = time.perf_counter()
-            nll = tail_nll(model, long.to(model.device), settings.lengths, settings.tail)
-            seconds = time.perf_counter() - started
+        try:
+            with Patched(model, variant), work.forwards(model, len(long)):
+                started = time.perf_counter()
+                nll = tail_nll(model, long.to(model.device), settings.lengths, settings.tail)
+                seconds = time.perf_counter() - started
+        except UnsupportedError as error:  # the others are worth having
+            if variant.spec is None:
+                raise
+            rows.append({**describe(variant), "cells": [], "error": str(error)})
+            continue
         cells = [{"length": n, "nll": value, "perplexity": math.exp(value)} for n, value in nll.items()]
         rows.append({**describe(variant), "cells": cells, "seconds": round(seconds, 2)})
     return {"tail": settings.tail, "lengths": list(settings.lengths), "variants": rows}

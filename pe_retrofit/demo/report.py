@@ -67,7 +67,8 @@ def _length_table(results: dict[str, Any]) -> Table:
     for n in length["lengths"]:
         table.add_column(thousands(n), justify="right")
     for row in length["variants"]:
-        table.add_row(row["label"], *(f"{cell['perplexity']:.4g}" for cell in row["cells"]))
+        figures = [f"{cell['perplexity']:.4g}" for cell in row["cells"]] or [row["error"]]
+        table.add_row(row["label"], *figures)
     return table
 
 

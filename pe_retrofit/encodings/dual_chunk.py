@@ -82,4 +82,4 @@ class DualChunk(PiecewiseEncoding[DualChunkConfig]):
 
     @classmethod
     def identity(cls, config: Any, *, keeps_native: bool, host: HostShape) -> bool:
-        return False
+        return bool(cls(config, host).chunk >= host.max_positions)

@@ -55,8 +55,7 @@ class String(PiecewiseEncoding[StringConfig]):
     @property
     def shift(self) -> int:
         """``S`` in tokens."""
-        trained = self.host.max_positions
-        return self.config.shift or max(2, trained // 3, round((self.config.factor - 1) * trained))
+        return shift_of(self.config, self.host.max_positions)
 
     @property
     def local(self) -> int:
@@ -69,4 +68,9 @@ class String(PiecewiseEncoding[StringConfig]):
 
     @classmethod
     def identity(cls, config: Any, *, keeps_native: bool, host: HostShape) -> bool:
-        return (config.shift or 0) >= host.max_positions
+        return shift_of(config, host.max_positions) >= host.max_positions
+
+
+def shift_of(config: StringConfig, trained: int) -> int:
+    """``S`` in tokens for a trained length in tokens."""
+    return config.shift or max(2, trained // 3, round((config.factor - 1) * trained))
