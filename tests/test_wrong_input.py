@@ -81,7 +81,7 @@ def test_options_beside_something_that_has_its_own(spec: Any) -> None:
 
 @pytest.mark.parametrize("kernel", ["fast", "", "Toeplitz", 3, True, ["eager"], b"eager"])
 def test_unknown_kernel(kernel: Any) -> None:
-    with pytest.raises(ConfigError, match="is unknown; choose one of separable, toeplitz, .*blockwise, flex, eager"):
+    with pytest.raises(ConfigError, match=r"is unknown; choose one of separable, toeplitz, .*blockwise, flex, eager"):
         patch_model(tiny.llama(), "alibi", kernel=kernel)
 
 
