@@ -6,6 +6,7 @@ range, that range runs without a mask and only the slanted edges with one.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,9 @@ from .call import Call
 
 BLOCK = 768
 """Query rows at a time. PyTorch's CPU kernel takes its widest tiles from 768 rows on."""
+
+MASK = 2**23
+"""Entries of a mask where positions are not plain."""
 
 
 @dataclass(frozen=True)
@@ -64,29 +68,29 @@ def merged_attention(call: Call) -> Tensor:
     return output.to(call.query.dtype)
 
 
-def _parts(call: Call) -> list[Part]:
-    """The fused calls; layers share them within a forward pass."""
+def _parts(call: Call) -> Iterable[Part]:
+    """The fused calls; layers share those of plain positions within a forward pass."""
     memo = ("merged", call.remapped, call.query.shape[2], call.key.shape[2], call.first)
     shared: dict[Any, Any] = call.positions.shared
     if call.mask is not None:
         return _masked_parts(call)
     if memo not in shared:
         plain = call.shift is not None and _same_rows(call.query_positions) and _same_rows(call.key_positions)
-        shared[memo] = _interval_parts(call) if plain else _masked_parts(call)
-    return shared[memo]
+        shared[memo] = _interval_parts(call) if plain else None
+    return shared[memo] if shared[memo] is not None else _masked_parts(call)
 
 
 def _same_rows(positions: Tensor) -> bool:
     return positions.shape[0] == 1 or bool((positions == positions[:1]).all())
 
 
-def _masked_parts(call: Call) -> list[Part]:
-    """For padded, packed or scattered positions: every piece over all keys, with a mask."""
-    parts = []
+def _masked_parts(call: Call) -> Iterator[Part]:
+    """For padded, packed or scattered positions: every piece over all keys, with a mask; one mask at a time."""
     q = call.query.shape[2]
     lowest = torch.finfo(torch.float32).min
-    for start in range(0, q, BLOCK):
-        stop = min(start + BLOCK, q)
+    block = max(64, min(BLOCK, MASK // max(1, call.query.shape[0] * call.key.shape[2])))
+    for start in range(0, q, block):
+        stop = min(start + block, q)
         rows = call.rows(start, stop)
         allowed = rows.allowed()
         for n, turned in enumerate(call.pieces):
@@ -99,8 +103,7 @@ def _masked_parts(call: Call) -> list[Part]:
             if call.mask is not None and call.mask.dtype != torch.bool:
                 assert rows.mask is not None
                 mask = (mask + rows.mask.float()).clamp_min(lowest)
-            parts.append(Part(n, start, stop, 0, rows.key.shape[2], mask))
-    return parts
+            yield Part(n, start, stop, 0, rows.key.shape[2], mask)
 
 
 def _interval_parts(call: Call) -> list[Part]:
