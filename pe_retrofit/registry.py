@@ -48,7 +48,7 @@ def register_encoding(cls: _T) -> _T:
         raise ConfigError(f"{cls.__name__}.Config must be an EncodingConfig subclass, got {config!r}.")
     if not isinstance(name, str) or not name.isidentifier() or name != name.lower():
         raise ConfigError(f"{config.__name__}.name={name!r} must be a lower-case identifier such as 'my_bias'.")
-    if name in NATIVE or name in REFUSED or hasattr(nn.Module(), name) or name == "values":
+    if name in NATIVE or name in REFUSED or hasattr(nn.Module(), name) or name in ("values", "items"):
         raise ConfigError(f"The name {name!r} is reserved; choose another for {cls.__name__}.")
     taken = _ENCODINGS.get(name)
     if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):

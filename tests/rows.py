@@ -426,7 +426,7 @@ _ENCODINGS = [
         learned=True,
         score="general",
         keeps=True,
-        identity="decoder",
+        identity="always",
         encoder=False,
         hosts=CORE,
     ),

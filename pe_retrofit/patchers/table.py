@@ -119,7 +119,7 @@ class AddToInput:
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         hidden = args[0] if args else kwargs["hidden_states"]
         positions = kwargs[KEYWORD]
-        for name, encoding in self.base.position_encoding.named_children():
+        for name, encoding in self.base.position_encoding.items():
             if isinstance(encoding, LocalInput):
                 near = neighbours(positions, *encoding.sides)
                 hidden = tails.change(name, encoding, hidden, near, positions.shared)

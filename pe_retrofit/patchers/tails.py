@@ -100,7 +100,7 @@ def change(name: str, encoding: LocalInput, hidden: Tensor, near: Tensor, shared
 
 
 def _local(base: Any) -> dict[str, LocalInput]:
-    installed = base.position_encoding.named_children()
+    installed = base.position_encoding.items()
     return {name: encoding for name, encoding in installed if isinstance(encoding, LocalInput)}
 
 

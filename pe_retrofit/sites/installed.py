@@ -23,3 +23,7 @@ class Installed(nn.Module):
     def values(self) -> list[Any]:
         """The modules, in the order they were installed."""
         return list(self.children())
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Name and module, in that order."""
+        return list(self.named_children())
