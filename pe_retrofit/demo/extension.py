@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from ..errors import UnsupportedError
+from ..provenance import provenance
 from ..status import status
 from ..texts import Text
-from .about import about
 from .encoder import measure_encoder
 from .lengths import measure_lengths, sequences
 from .progress import Report, Work, forward_cost
@@ -71,7 +71,8 @@ def run_extension(
     work = Work(total + (ENCODER_COST if encoder else 0.0), report)
     work.say("tokenising")
     long, _, used = sequences(tokenizer, text, settings)
-    results = about(model, text, settings, used, kind="extension", model_name=model_name)
+    results = provenance(model, text, kind="extension", model_name=model_name, **used)
+    results["seed"] = settings.seed
     results["length"] = measure_lengths(model, long, settings, work)
     if encoder is not None:
         work.say("embeddings of an encoder")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..errors import UnsupportedError
+from ..provenance import provenance
 from ..status import status
 from ..texts import Text
-from .about import about
 from .generation import agrees_without_cache, generate, in_float32
 from .lengths import measure_lengths, sequences
 from .patched import Patched, describe
@@ -48,7 +48,8 @@ def run_demo(
     long, windows, used = sequences(tokenizer, text, settings)
     probe = windows[:1]
     before = hidden_states(model, probe)
-    results = about(model, text, settings, used, kind="demo", model_name=model_name)
+    results = provenance(model, text, kind="demo", model_name=model_name, **used)
+    results["seed"] = settings.seed
     results["length"] = measure_lengths(model, long, settings, work)
     results["damage"] = _damage(model, windows, settings, work)
     results["generation"] = _generation(model, tokenizer, settings, work)

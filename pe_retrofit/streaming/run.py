@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import math
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
-from .. import __version__
 from ..errors import ConfigError, UnsupportedError
 from ..models import quiet
-from ..patchers.family import find_host
 from ..patching import patch_model, unpatch_model
+from ..provenance import provenance
 from ..registry import NATIVE, config_from_dict, get_encoding
 from ..status import status
 from ..texts import Text
@@ -27,7 +23,6 @@ from .caches import SegmentCache, SinkCache
 from .checks import SINKS
 from .stream import SegmentNll, perplexity, stream_nll
 
-SCHEMA_VERSION = 1
 STATUS = Path("/proc/self/status")
 
 Report = Callable[[str, int, int], None]
@@ -92,28 +87,8 @@ def run_streams(
         raise UnsupportedError("The stream needs the model as it was trained; call unpatch_model(model) first.")
     specs = read_specs(settings.encodings, settings.options, settings.memory)
     ids, known = _tokens(tokenizer, text, settings.tokens)
-    config = find_host(model).config
-    results: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "streaming",
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "model": {
-            "name": model_name,
-            "class": type(model).__name__,
-            "parameters": model.num_parameters(),
-            "trained_length": int(config.max_position_embeddings),
-            "dtype": str(model.dtype).removeprefix("torch."),
-        },
-        "device": {"type": model.device.type, "threads": torch.get_num_threads(), "machine": platform.machine()},
-        "versions": {
-            "pe_retrofit": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-        "text": {"source": text.name, "sha256": text.sha256, "characters": len(text.content), "tokens": known},
-        "settings": {**asdict(settings), "encodings": list(settings.encodings)},
-    }
+    results = provenance(model, text, kind="streaming", model_name=model_name, tokens=known)
+    results["settings"] = {**asdict(settings), "encodings": list(settings.encodings)}
     results["streams"] = [
         _measure(model, ids, name, spec, settings, report or (lambda *_: None)) for name, spec in specs.items()
     ]

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 import transformers
 
-from .. import __version__
-from ..patchers.family import find_host
-from ..texts import Text
-from .settings import Settings
+from . import __version__
+from .patchers.family import find_host
+from .texts import Text
 
 SCHEMA_VERSION = 1
 
 
-def about(
-    model: Any, text: Text, settings: Settings, used: Mapping[str, int], *, kind: str, model_name: str
-) -> dict[str, Any]:
-    """Model, machine, versions, seed and text, ready for JSON."""
+def provenance(model: Any, text: Text, *, kind: str, model_name: str, **used: int) -> dict[str, Any]:
+    """Model, machine, versions and text, ready for JSON; ``used`` says which tokens of the text were taken."""
     config = find_host(model).config
     return {
         "schema_version": SCHEMA_VERSION,
@@ -41,6 +37,5 @@ def about(
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },
-        "seed": settings.seed,
         "text": {"source": text.name, "sha256": text.sha256, "characters": len(text.content), **used},
     }
