@@ -11,12 +11,14 @@ import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from .errors import ConfigError
 
 SCHEMA_VERSION = 1
 """Version of the ``position_encoding`` block. A file with a newer one is refused."""
+
+Made = TypeVar("Made", bound="StrictOptions")
 
 _CHECK = "check"
 _HELP = "help"
@@ -80,8 +82,8 @@ def numbers(*, low: float, high: float, most: int, help: str, optional: bool = T
 
 
 @dataclass(frozen=True)
-class EncodingConfig:
-    """Base of every encoding's options.
+class StrictOptions:
+    """Options that check themselves.
 
     Subclass it as a frozen dataclass whose fields come from :func:`number`, :func:`integer`, :func:`flag`,
     :func:`choice` or :func:`numbers`, and set ``name``. ``check`` may add problems that concern several fields.
@@ -91,6 +93,7 @@ class EncodingConfig:
     """
 
     name: ClassVar[str] = ""
+    noun: ClassVar[str] = "encoding"
 
     def __post_init__(self) -> None:
         problems = []
@@ -107,7 +110,7 @@ class EncodingConfig:
             problems = list(self.check())
         if problems:
             lines = "".join(f"\n  - {p}" for p in problems)
-            raise ConfigError(f"The options of encoding {self.name!r} are not valid:{lines}")
+            raise ConfigError(f"The options of {self.noun} {self.name!r} are not valid:{lines}")
 
     def check(self) -> Sequence[str]:
         """Problems that concern several fields at once; empty when all is well."""
@@ -119,7 +122,7 @@ class EncodingConfig:
         return {"name": self.name, **plain}
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> EncodingConfig:
+    def from_options(cls: type[Made], options: Mapping[str, Any]) -> Made:
         """Build from keyword options; unknown, missing and wrong ones are reported together."""
         known = {f.name: f for f in dataclasses.fields(cls)}
         problems = [f"{key!r} is not an option{_hint(key, known)}" for key in options if key not in known]
@@ -136,7 +139,7 @@ class EncodingConfig:
                     problems.append(f"{key}={_shorten(value)} {problem}")
             allowed = ", ".join(known) or "none"
             lines = "".join(f"\n  - {p}" for p in problems)
-            raise ConfigError(f"The options of encoding {cls.name!r} are not valid (options: {allowed}):{lines}")
+            raise ConfigError(f"The options of {cls.noun} {cls.name!r} are not valid (options: {allowed}):{lines}")
         return cls(**good)
 
     @classmethod
@@ -150,6 +153,11 @@ class EncodingConfig:
             }
             for f in dataclasses.fields(cls)
         ]
+
+
+@dataclass(frozen=True)
+class EncodingConfig(StrictOptions):
+    """Base of every encoding's options."""
 
 
 def _is_finite(value: Any) -> bool:
@@ -169,3 +177,14 @@ def _shorten(value: Any) -> str:
 def _hint(key: str, known: Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(key, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def finite(value: Any) -> Any:
+    """The same with NaN and infinity as None, which every JSON reader understands."""
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, Mapping):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    return value

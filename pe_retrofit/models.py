@@ -122,6 +122,19 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+BUNDLED = {"smollm2": SMOLLM2, "minilm": MINILM}
+"""Short names of the models here."""
+
+
+def bundled(name: str) -> Path:
+    """The folder, or the GGUF file, of a model by its short name.
+
+    Raises:
+        UnsupportedError: its package is not installed; the message holds the pip command.
+    """
+    return _require(BUNDLED[name])
+
+
 def _find(model: str) -> Path | None:
     """Where a model's file or folder is, without importing its package."""
     package, _, inside = _PACKAGES[model]

@@ -28,8 +28,8 @@ from typer.testing import CliRunner, Result
 
 from pe_retrofit import list_encodings
 from pe_retrofit.cli.app import VERBS, build
-from pe_retrofit.cli.common import read_layers, read_spec, read_value
 from pe_retrofit.errors import ConfigError
+from pe_retrofit.specs import read_layers, read_spec, read_value
 
 
 def run(*words: Any) -> Result:

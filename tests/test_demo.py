@@ -17,7 +17,7 @@ from pe_retrofit import ConfigError, UnsupportedError, models, patch_model, text
 from pe_retrofit.cli.app import build
 from pe_retrofit.demo import Settings, Variant, print_results, run_demo, save
 from pe_retrofit.demo.generation import agrees_without_cache, generate, in_float32
-from pe_retrofit.demo.perplexity import tail_nll, token_nll, window_nll
+from pe_retrofit.likelihood import tail_nll, token_nll, window_nll
 
 TRAINED = 48
 SETTINGS = Settings(lengths=(32, 64, 96), tail=16, skip=7, windows=3, window_length=24, new_tokens=6, prompt="def ")
@@ -82,7 +82,7 @@ def test_window_perplexity_is_the_mean_over_windows(model: Any) -> None:
 def test_logits_are_made_in_chunks(model: Any) -> None:
     """The head never sees more than a chunk, and the chunks' results are in order."""
     seen = []
-    model.lm_head.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+    model.lm_head.register_forward_hook(lambda _, args, __: seen.append(args[0].shape[-2]))
     hidden, targets = torch.randn(1100, 32), torch.randint(0, 257, (1100,))
     found = token_nll(model, hidden, targets)
     assert seen == [512, 512, 76]

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-STATUS = Path("/proc/self/status")
-CLEAR = Path("/proc/self/clear_refs")
+from ..memory import peak_memory
 
 
 @dataclass
@@ -38,7 +33,7 @@ class Measured:
 def measure(call: Callable[[], Any], device: torch.device) -> Measured:
     """Run ``call`` once, with time and peak memory."""
     gc.collect()
-    with _peak(device) as peak:
+    with peak_memory(device) as peak:
         start = time.perf_counter()
         value = call()
         _wait(device)
@@ -49,39 +44,3 @@ def measure(call: Callable[[], Any], device: torch.device) -> Measured:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-@contextmanager
-def _peak(device: torch.device) -> Iterator[dict[str, int]]:
-    found: dict[str, int] = {}
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        yield found
-        found["peak"] = torch.cuda.max_memory_allocated(device)
-        found["extra"] = found["peak"] - before
-    elif sys.platform == "linux" and CLEAR.exists():
-        _release_free_memory()
-        before = _status("VmRSS")
-        CLEAR.write_text("5")  # resets the high-water mark of this process
-        yield found
-        found["peak"] = _status("VmHWM")
-        found["extra"] = max(0, found["peak"] - before)
-    else:
-        yield found
-
-
-def _status(name: str) -> int:
-    for line in STATUS.read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def _release_free_memory() -> None:
-    """Give freed memory back, so that one variant's leftovers do not count as the next one's."""
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        return

@@ -41,7 +41,8 @@ def run(
 
     from ..probes import example_options
     from ..properties import PROPERTIES, check_encoding
-    from .common import clean_stdout, print_json, read_spec
+    from ..specs import read_spec
+    from .common import clean_stdout, print_json
 
     spec, filled = read_spec(name, options or [], examples=example_options)
     columns = (TextColumn("{task.description:<22}"), BarColumn(), TimeElapsedColumn())

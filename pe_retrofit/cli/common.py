@@ -1,10 +1,10 @@
-"""What the verbs share: reading ``key=value`` options and layer specs, and keeping stdout clean for ``--json``."""
+"""What the verbs share: their errors, and keeping stdout clean for ``--json``."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
@@ -15,126 +15,11 @@ class CommandError(Exception):
     """Something outside the user's input went wrong; the message is shown without a traceback, exit code 1."""
 
 
-def read_value(text: str) -> Any:
-    """``4`` int, ``0.5`` float, ``true``, ``none``, ``1,2,3`` or ``[1, 2, 3]`` list; anything else is a word."""
-    words = {"true": True, "false": False, "none": None, "null": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    for candidate in (text, f"[{text}]") if "," in text else (text,):
-        try:
-            return json.loads(candidate)
-        except ValueError:
-            continue
-    return text
-
-
-def read_options(items: Sequence[str]) -> dict[str, Any]:
-    """``["factor=4", ...]`` to a mapping.
-
-    Raises:
-        ConfigError: an item is not ``key=value``, or a key comes twice.
-    """
-    from ..errors import ConfigError
-
-    options: dict[str, Any] = {}
-    for item in items:
-        key, equals, value = item.partition("=")
-        key = key.strip().replace("-", "_")
-        if not equals or not key:
-            raise ConfigError(f"{item!r} is not an option of the form key=value, such as factor=4.")
-        if key in options:
-            raise ConfigError(f"The option {key!r} is given twice; give it once.")
-        options[key] = read_value(value.strip())
-    return options
-
-
-def read_spec(
-    name: str,
-    items: Sequence[str],
-    *,
-    examples: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] = lambda name, given: {},
-) -> tuple[list[Any], dict[str, Any]]:
-    """The spec for ``patch_model`` from ``NAME`` (``alibi``, ``native+t5``) and ``key=value`` options.
-
-    With several encodings an option goes to the one that has it; ``t5.num_buckets=64`` says whose it is.
-
-    Args:
-        name: encodings joined by ``+``.
-        items: options.
-        examples: values for options that are missing, from an encoding's name and its options so far.
-
-    Returns:
-        ``["native", T5Config(...)]``, and the options that were filled in.
-
-    Raises:
-        UnknownEncodingError, ConfigError: with the nearest names, or every wrong option.
-    """
-    from ..errors import ConfigError
-    from ..registry import NATIVE, get_encoding
-
-    parts = [part.strip() for part in name.split("+")]
-    if "" in parts:
-        raise ConfigError(f"{name!r} is no encoding. Name one, such as alibi, or join some with +, such as native+t5.")
-    kinds = {part: get_encoding(part).Config for part in parts if part not in NATIVE}
-    given: dict[str, dict[str, Any]] = {part: {} for part in kinds}
-    for key, value in read_options(items).items():
-        owner, _, rest = key.rpartition(".")
-        if owner and owner not in kinds:
-            raise ConfigError(f"{key!r} names no encoding of {name!r}; it has {', '.join(kinds) or 'no options'}.")
-        owners = [owner] if owner else [p for p in kinds if rest in {o["option"] for o in kinds[p].describe()}]
-        if len(owners) > 1:
-            raise ConfigError(f"Several encodings have the option {rest!r}; write {owners[0]}.{rest}=... to say whose.")
-        if not owners and len(kinds) != 1:
-            raise ConfigError(f"No encoding of {name!r} has the option {rest!r}.")
-        given[owners[0] if owners else next(iter(kinds))][rest] = value
-    filled: dict[str, Any] = {}
-    spec: list[Any] = []
-    for part in parts:
-        if part in NATIVE:
-            spec.append(part)
-            continue
-        more = examples(part, given[part])
-        filled.update(more)
-        given[part].update(more)
-        spec.append(kinds[part].from_options(given[part]))
-    return spec, filled
-
-
-def read_layers(text: str) -> Any:
-    """``all``, ``0,3,7``, ``3::4`` or ``-4:`` to what ``patch_model(layers=...)`` takes.
-
-    Raises:
-        ConfigError: anything else.
-    """
-    from ..errors import ConfigError
-    from ..layering import read_selector
-
-    text = text.strip()
-    if text.lower() == "all":
-        return None
-    try:
-        return read_selector(text)
-    except ValueError as error:
-        raise ConfigError(
-            f"--layers {text!r} is not understood. Write all, indices such as 0,3,7, or a slice such as 3::4 (every "
-            "fourth from the fourth on) or -4: (the last four)."
-        ) from error
-
-
 def print_json(value: Any) -> None:
     """JSON on stdout; numbers that JSON does not know become null."""
+    from ..config import finite
+
     typer.echo(json.dumps(finite(value), indent=2, ensure_ascii=False))
-
-
-def finite(value: Any) -> Any:
-    """The same with NaN and infinity as None, which every JSON reader understands."""
-    if isinstance(value, float):
-        return value if value - value == 0 else None
-    if isinstance(value, Mapping):
-        return {str(k): finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(v) for v in value]
-    return value
 
 
 @contextmanager

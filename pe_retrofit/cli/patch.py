@@ -53,9 +53,10 @@ def run(
     """Load, patch, save, load again, compare."""
     from rich.console import Console
 
-    from .common import clean_stdout, print_json, read_layers, read_spec
+    from ..loading import find_source
+    from ..specs import read_layers, read_spec
+    from .common import clean_stdout, print_json
     from .folder import check_target, written_whole
-    from .loading import find_source
 
     spec, _ = read_spec(name, options or [])
     if native and "native" not in spec:
@@ -87,10 +88,10 @@ def patch_and_save(source: Any, spec: list[Any], layers: Any, dtype: str, work: 
     from safetensors import SafetensorError
     from transformers.utils import logging
 
+    from ..loading import load_model, load_tokenizer
     from ..patching import patch_model
     from ..status import status
     from .common import CommandError
-    from .loading import load_model, load_tokenizer
 
     logging.disable_progress_bar()  # one line tells what goes on
     tell(f"loading {source.name}")

@@ -46,7 +46,8 @@ def run(
     from ..errors import ConfigError, UnsupportedError
     from ..probes import example_options
     from ..registry import NATIVE, get_encoding
-    from .common import clean_stdout, print_json, read_spec
+    from ..specs import read_spec
+    from .common import clean_stdout, print_json
 
     if "+" in name or name in NATIVE:
         raise ConfigError(f"{name!r} cannot be shown: name one encoding, such as alibi or yarn.")

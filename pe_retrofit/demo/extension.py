@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from ..errors import UnsupportedError
+from ..progress import Report, Work, forward_cost
 from ..provenance import provenance
 from ..status import status
 from ..texts import Text
 from .encoder import measure_encoder
 from .lengths import measure_lengths, sequences
-from .progress import Report, Work, forward_cost
 from .settings import UNPATCHED, Settings, Variant
 
 EXTENSION = Settings(

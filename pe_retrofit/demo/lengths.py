@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ..errors import UnsupportedError
+from ..likelihood import tail_nll
 from ..models import quiet
+from ..progress import Work
 from ..texts import Text
 from .patched import Patched, describe
-from .perplexity import tail_nll
-from .progress import Work
 from .settings import Settings
 
 

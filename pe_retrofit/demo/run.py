@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from ..errors import UnsupportedError
+from ..likelihood import hidden_states, window_nll
+from ..progress import Report, Work, forward_cost
 from ..provenance import provenance
 from ..status import status
 from ..texts import Text
 from .generation import agrees_without_cache, generate, in_float32
 from .lengths import measure_lengths, sequences
 from .patched import Patched, describe
-from .perplexity import hidden_states, window_nll
-from .progress import Report, Work, forward_cost
 from .settings import Settings
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
-from ..patchers.family import find_host
+from .patchers.family import find_host
 
 Report = Callable[[str, float, float], None]
 """Called with what is going on, the work done and the work in all."""
@@ -51,3 +52,21 @@ class Work:
         finally:
             for handle in handles:
                 handle.remove()
+
+    @contextmanager
+    def part(self, model: nn.Module, amount: float) -> Iterator[None]:
+        """A part of so much work, told layer by layer by the tokens that pass; done when the block ends."""
+        start, layers = self.done, find_host(model).layers
+
+        def passed(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            states = args[0] if args else kwargs["hidden_states"]
+            seen = states.shape[0] * forward_cost(states.shape[1]) / len(layers)
+            self.advance(min(seen, start + amount - self.done))
+
+        handles = [layer.register_forward_pre_hook(passed, with_kwargs=True) for layer in layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.advance(start + amount - self.done)

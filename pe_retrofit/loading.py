@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, UnsupportedError
+from .errors import ConfigError, UnsupportedError
+from .models import BUNDLED, bundled, quiet
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PREFERRED = ("AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSequenceClassification", "AutoModel")
@@ -31,12 +33,15 @@ class Source:
 
 
 def find_source(name: str, gguf_file: str | None, trust_remote_code: bool) -> Source:
-    """Understand ``MODEL``: a hub id, a folder, or a ``.gguf`` file (or a folder that holds nothing else to load).
+    """Understand ``MODEL``: a hub id, a folder, a ``.gguf`` file (or a folder that holds nothing else to load), or
+    ``smollm2`` / ``minilm``, which come in packages.
 
     Raises:
         ConfigError: it is none of these, or which GGUF file is meant is unclear.
     """
     kwargs: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+    if name in BUNDLED and not Path(name).exists():
+        name = str(bundled(name))
     path = Path(name)
     if path.is_file():
         if path.suffix != ".gguf":
@@ -74,9 +79,10 @@ def load_model(source: Source, dtype: str) -> tuple[Any, type[Any]]:
         raise ConfigError(f"--dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}.")
     kind = dtype if dtype == "auto" else getattr(torch, dtype)
     try:
-        config = AutoConfig.from_pretrained(source.name, **source.kwargs)
-        auto = auto_class(config)
-        return auto.from_pretrained(source.name, dtype=kind, **source.kwargs).eval(), auto
+        with quiet() if source.folder else nullcontext():  # bars are for downloads
+            config = AutoConfig.from_pretrained(source.name, **source.kwargs)
+            auto = auto_class(config)
+            return auto.from_pretrained(source.name, dtype=kind, **source.kwargs).eval(), auto
     except (ConfigError, UnsupportedError):
         raise
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:

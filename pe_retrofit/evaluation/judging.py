@@ -1,0 +1,136 @@
+"""What the numbers say, by rules that are written into the file: effective length, and a verdict in words.
+
+Perplexity alone passes a model that no longer looks back: its next tokens follow from the last few hundred. So the
+verdict looks at short context, long context and retrieval, each against the stock model, and says so when a model is
+fluent at a length at which it finds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+KEPT = 0.9
+"""Share of stock's score at its trained length that counts as kept."""
+
+FLUENT = 1.1
+"""Perplexity over stock's, up to which a model counts as equally fluent."""
+
+RULES = {
+    "effective_length": (
+        f"the largest evaluated length whose mean score is at least {KEPT} of the reference: the stock model's mean "
+        "score at the largest evaluated length within its trained length"
+    ),
+    "fluent": (
+        f"perplexity of the last tokens (view fixed_tail; else by_position) at most {FLUENT} times the stock model's at "
+        "the same length; beyond stock's trained length, of the same tokens (fixed_tail only), at most that times "
+        "stock's with the largest evaluated context within it"
+    ),
+    "retrieves": "as for effective_length, at that length, the mean over all retrieval tasks of the run",
+    "short": f"perplexity at the shortest length at most {FLUENT} times stock's",
+}
+
+RETRIEVAL = ("passkey", "niah_single", "niah_multikey", "niah_multivalue", "niah_multiquery", "kv_retrieval", "encoder")
+
+
+def effective_length(
+    rows: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]], trained: int
+) -> tuple[int | None, str]:
+    """The effective length by the rule, and the reason where there is none.
+
+    Args:
+        rows: of the model, by length.
+        reference: of the stock model, by length.
+        trained: length the stock model was trained to.
+    """
+    within = [row for row in reference if row["length"] <= trained and row["mean"] is not None]
+    if not within:
+        return None, "no length within the trained one was evaluated"
+    goal = KEPT * max(within, key=lambda row: row["length"])["mean"]
+    if goal <= 0:
+        return None, "the stock model scores 0 at its trained length"
+    reached = [row["length"] for row in rows if row["mean"] is not None and row["mean"] >= goal]
+    return (max(reached), "") if reached else (None, "no length reaches the reference")
+
+
+def judge(tasks: Mapping[str, Any], trained: int) -> dict[str, Any]:
+    """The verdict on a model, from the tasks of a results file that has a stock model.
+
+    Returns:
+        ``lengths``: length -> {fluent, retrieves}; ``short``: kept or not; ``words``: sentences. None for unknown.
+    """
+    fluent, retrieves = _fluency(tasks, trained), _retrieval(tasks, trained)
+    lengths = {str(n): {"fluent": fluent.get(n), "retrieves": retrieves.get(n)} for n in sorted({*fluent, *retrieves})}
+    short = _short(tasks)
+    return {"lengths": lengths, "short": short, "words": _words(fluent, retrieves, short, trained)}
+
+
+def _fluency(tasks: Mapping[str, Any], trained: int) -> dict[int, bool]:
+    rows = tasks.get("perplexity", {}).get("cells", [])
+    tail = [row for row in rows if row["variant"] == "fixed_tail"]
+    if tail:
+        within = [row for row in tail if row["length"] <= trained and row.get("stock") and row["stock"]["mean"]]
+        if not within:
+            return {}
+        goals = {row["length"]: FLUENT * row["stock"]["mean"] for row in within}
+        last = goals[max(goals)]
+        return {
+            row["length"]: row["mean"] is not None and row["mean"] <= goals.get(row["length"], last) for row in tail
+        }
+    rows = [row for row in rows if row["variant"] == "by_position" and row["length"] <= trained and row.get("stock")]
+    return {row["length"]: row["ratio"] is not None and row["ratio"] <= FLUENT for row in rows}
+
+
+def _retrieval(tasks: Mapping[str, Any], trained: int) -> dict[int, bool]:
+    found: dict[int, list[float]] = {}
+    goals = []
+    for name in RETRIEVAL:
+        rows = tasks.get(name, {}).get("by_length", [])
+        stock = [row for row in rows if row.get("stock") and row["length"] <= trained]
+        if not stock:
+            continue
+        goals.append(max(stock, key=lambda row: row["length"])["stock"]["mean"] or 0.0)
+        for row in rows:
+            found.setdefault(row["length"], []).append(row["mean"] or 0.0)
+    if not goals or sum(goals) <= 0:
+        return {}
+    goal = KEPT * sum(goals) / len(goals)
+    return {n: sum(scores) / len(scores) >= goal for n, scores in found.items() if len(scores) == len(goals)}
+
+
+def _short(tasks: Mapping[str, Any]) -> bool | None:
+    rows = tasks.get("short", {}).get("cells", []) or [
+        row for row in tasks.get("perplexity", {}).get("cells", []) if row["variant"] == "by_position"
+    ]
+    if not rows:
+        return None
+    first = min(rows, key=lambda row: row["length"])
+    return None if first.get("ratio") is None else first["ratio"] <= FLUENT
+
+
+def _words(fluent: Mapping[int, bool], retrieves: Mapping[int, bool], short: bool | None, trained: int) -> list[str]:
+    words = []
+    if short is not None:
+        words.append(
+            "Short context is kept." if short else "Short context is damaged: perplexity rose at the shortest."
+        )
+    if fluent:
+        words.append(_reach("Perplexity holds", "Perplexity holds at no length", fluent))
+    if retrieves:
+        words.append(_reach("Retrieval holds", "Retrieval holds at no length", retrieves))
+    hollow = [n for n, kept in fluent.items() if kept and retrieves.get(n) is False]
+    if hollow:
+        words.append(
+            f"Fluent but blind at {', '.join(map(str, sorted(hollow)))} tokens: perplexity is low there, yet what "
+            "stands far back is not found. Perplexity alone would have hidden this."
+        )
+    return words
+
+
+def _reach(holds: str, nowhere: str, kept: Mapping[int, bool]) -> str:
+    good = sorted(n for n, value in kept.items() if value)
+    bad = sorted(n for n, value in kept.items() if not value)
+    if not good:
+        return nowhere + "."
+    text = f"{holds} at {', '.join(map(str, good))} tokens"
+    return text + (f", not at {', '.join(map(str, bad))}." if bad else ".")

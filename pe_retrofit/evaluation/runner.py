@@ -1,0 +1,137 @@
+"""Run tasks on a subject: what is done is skipped, the rest is batched, shared out and logged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..errors import ConfigError, UnsupportedError
+from ..memory import exhausted, peak_memory
+from ..progress import Work, forward_cost
+from .distributed import Processes
+from .log import SampleLog
+from .setting import Setting
+from .subject import Subject
+from .task import Item, Task
+
+BATCH_TOKENS = {"cpu": 8192, "cuda": 131072}
+"""Tokens per forward to begin with, by device; halved whenever memory runs out."""
+
+MOST_PROMPTS = 64
+
+
+@dataclass
+class Outcome:
+    """What running a task came to, beside its records.
+
+    Attributes:
+        order: keys of all items, in the order of the plan.
+        problems: length -> reason, for items that could not be run.
+        failed: a problem was an error, not a limit of the model.
+    """
+
+    order: list[str] = field(default_factory=list)
+    lengths: dict[str, int] = field(default_factory=dict)
+    problems: dict[int, str] = field(default_factory=dict)
+    failed: bool = False
+    seconds: float = 0.0
+    tokens: int = 0
+    peak_bytes: int | None = None
+
+
+@dataclass
+class Plan:
+    """The items of a task, laid out for one subject."""
+
+    task: Task
+    items: list[Item]
+
+    @classmethod
+    def of(cls, task: Task, subject: Subject, setting: Setting) -> Plan:
+        """All items, or why there are none.
+
+        Raises:
+            UnsupportedError: the setting cannot be met; a run that cannot do what was asked does not start.
+        """
+        items = list(task.items(subject, setting))
+        keys = [item.key for item in items]
+        assert len(set(keys)) == len(keys), f"{task.name}: items share a key"
+        return cls(task, items)
+
+    def cost(self, log: SampleLog) -> float:
+        """Estimated work left."""
+        return sum(forward_cost(item.tokens) for item in self.items if (self.task.name, item.key) not in log.done)
+
+
+def run_plan(
+    plan: Plan, subject: Subject, setting: Setting, log: SampleLog, who: Processes, work: Work, label: str
+) -> Outcome:
+    """Run what is left of a plan.
+
+    Batches are laid out before they are shared out, so which prompts run together does not depend on how many
+    processes there are. An item that fails is reported and tried again by the next run; the others go on.
+    """
+    task = plan.task
+    outcome = Outcome([item.key for item in plan.items], {item.key: item.length for item in plan.items})
+    left = [item for item in plan.items if (task.name, item.key) not in log.done]
+    batches = list(_batches(left, setting.batch_size, subject.device.type))
+    started = time.perf_counter()
+    with peak_memory(subject.device) as peak:
+        for number, batch in enumerate(batches):
+            if number % who.world != who.rank:
+                continue
+            work.say(f"{label}, {task.name}, {batch[0].length} tokens")
+            with work.part(subject.model, sum(forward_cost(item.tokens) for item in batch)):
+                if batch[0].length not in outcome.problems:
+                    _run_batch(task, subject, batch, setting, log, outcome)
+    outcome.seconds = time.perf_counter() - started
+    outcome.peak_bytes = peak.get("peak")
+    return outcome
+
+
+def _run_batch(
+    task: Task, subject: Subject, batch: Sequence[Item], setting: Setting, log: SampleLog, outcome: Outcome
+) -> None:
+    try:
+        found = _halving(lambda part: task.run(subject, part, setting), batch)
+    except (ConfigError, UnsupportedError) as error:
+        outcome.problems[batch[0].length] = str(error)
+        return
+    except Exception as error:  # one length that fails must not cost the others; the run ends with an error
+        outcome.problems[batch[0].length] = f"{type(error).__name__}: {error}"
+        outcome.failed = True
+        return
+    for item, records in zip(batch, found, strict=True):
+        log.add(task.name, item.key, records)
+        outcome.tokens += item.tokens
+
+
+def _halving(call: Callable[[Sequence[Item]], list[Any]], batch: Sequence[Item]) -> list[Any]:
+    """The call on a batch, in halves where memory runs out."""
+    try:
+        return call(batch)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if len(batch) == 1 or not exhausted(error):
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    middle = len(batch) // 2
+    return [*_halving(call, batch[:middle]), *_halving(call, batch[middle:])]
+
+
+def _batches(items: Sequence[Item], size: int | str, device: str) -> Iterator[list[Item]]:
+    """Neighbours of equal shape together."""
+    batch: list[Item] = []
+    for item in items:
+        most = size if isinstance(size, int) else max(1, BATCH_TOKENS.get(device, 65536) // max(1, item.tokens))
+        together = batch and item.shape is not None and item.shape == batch[0].shape and item.length == batch[0].length
+        if batch and (not together or len(batch) >= min(most, MOST_PROMPTS)):
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch

@@ -1,0 +1,167 @@
+"""The model under test, seen by the tasks: tokens in, likelihoods, choices and embeddings out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UnsupportedError
+from ..likelihood import hidden_states, logits_of, token_nll
+from ..models import quiet
+from ..patchers.family import find_host
+from ..texts import Text
+
+
+@dataclass(frozen=True)
+class Forced:
+    """What a model makes of a given answer.
+
+    Attributes:
+        nll: mean negative log-likelihood of the answer's tokens, in nats.
+        exact: every token is the model's first choice.
+        choices: its first choices, given the answer so far.
+    """
+
+    nll: float
+    exact: bool
+    choices: list[int]
+
+
+class Subject:
+    """A model, its tokenizer and what they can do.
+
+    Args:
+        model: of a supported family, in evaluation mode.
+        tokenizer: of the model.
+        name: in tables and files.
+        text_cache: tokens of texts, shared by the subjects of a run that have the same tokenizer.
+
+    Raises:
+        UnsupportedError: the model is a decoder or encoder without what an evaluation needs.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+        self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
+        self.host = find_host(model)
+        self._texts: dict[str, list[int]] = {}
+
+    @cached_property
+    def kind(self) -> str:
+        """``causal``, ``masked`` or ``encoder``."""
+        has_head = getattr(self.model, "get_output_embeddings", lambda: None)() is not None
+        if self.host.causal():
+            if not has_head:
+                raise UnsupportedError(
+                    f"{type(self.model).__name__} has no language-modelling head. Load it with AutoModelForCausalLM."
+                )
+            return "causal"
+        return "masked" if has_head else "encoder"
+
+    @property
+    def device(self) -> torch.device:
+        """Where its inputs go."""
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def trained_length(self) -> int:
+        """Tokens its config says it was made for, as it is now."""
+        return int(self.host.config.max_position_embeddings) - (self.host.reserved_rows if self.host.table else 0)
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens its position table holds; None where no table limits it."""
+        return None if self.host.table is None else self.host.table.weight.shape[0] - self.host.reserved_rows
+
+    @property
+    def start(self) -> list[int]:
+        """The token that begins a text, or nothing."""
+        token = self.tokenizer.bos_token_id if self.kind == "causal" else self.tokenizer.cls_token_id
+        return [] if token is None else [token]
+
+    @property
+    def end(self) -> list[int]:
+        """The token that ends an encoder's text, or nothing."""
+        token = None if self.kind == "causal" else self.tokenizer.sep_token_id
+        return [] if token is None else [token]
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text without special ones."""
+        with quiet():  # tokenizers warn about texts longer than the model's maximum, which is the point here
+            tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return tokens
+
+    def tokens_of(self, text: Text) -> list[int]:
+        """All tokens of a long text, remembered."""
+        if text.sha256 not in self._texts:
+            self._texts[text.sha256] = self.encode(text.content)
+        return self._texts[text.sha256]
+
+    def check_length(self, tokens: int) -> None:
+        """Refuse what the model's position table cannot hold.
+
+        Raises:
+            UnsupportedError: with the limit and the way out.
+        """
+        if self.longest is not None and tokens > self.longest:
+            raise UnsupportedError(
+                f"{self.name} reads at most {self.longest} tokens (its table of positions ends there), and {tokens} "
+                f"are asked. Extend it, e.g. with learned:max_positions={tokens}@MODEL, or choose shorter lengths."
+            )
+
+    def hidden(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Last hidden states ``[b, n, hidden_size]`` of rows of equal length."""
+        self.check_length(len(rows[0]))
+        return hidden_states(self.model, torch.tensor([list(row) for row in rows], device=self.device))
+
+    def nll(self, hidden: Tensor, targets: Sequence[int]) -> Tensor:
+        """Negative log-likelihood ``[n]`` of each target, in nats, from hidden states ``[n, hidden_size]``."""
+        return token_nll(self.model, hidden, torch.tensor(list(targets), device=hidden.device))
+
+    def forced(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[Forced]:
+        """Teacher-forced answers, in one forward without a cache; all prompts and all answers of equal length."""
+        rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        size = len(answers[0])
+        hidden = self.hidden(rows)[:, -size - 1 : -1]
+        found = []
+        for states, answer in zip(hidden, answers, strict=True):
+            logits = logits_of(self.model, states)
+            targets = torch.tensor(list(answer), device=logits.device)
+            nll = torch.nn.functional.cross_entropy(logits, targets)
+            choices = logits.argmax(-1).tolist()
+            found.append(Forced(nll.item(), choices == list(answer), choices))
+        return found
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
+        """Greedy continuations with the cache, for prompts of equal length, up to the token that ends a text."""
+        ids = torch.tensor([list(prompt) for prompt in prompts], device=self.device)
+        settings = self.model.generation_config
+        stops = settings.eos_token_id
+        stops = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
+        pad = settings.pad_token_id
+        with quiet():
+            rows = self.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                num_beams=1,
+                use_cache=True,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                repetition_penalty=1.0,
+                pad_token_id=pad if pad is not None else (stops[0] if stops else 0),
+            )[:, ids.shape[1] :].tolist()
+        return [row[: next((i for i, token in enumerate(row) if token in stops), len(row))] for row in rows]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of tokens."""
+        text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return text
