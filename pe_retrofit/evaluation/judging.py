@@ -22,7 +22,7 @@ RULES = {
         "score at the largest evaluated length within its trained length"
     ),
     "fluent": (
-        f"perplexity of the last tokens (view fixed_tail; else by_position) at most {FLUENT} times the stock model's at "
+        f"perplexity of the last tokens (view fixed_tail; else by_position) at most {FLUENT} times stock's at "
         "the same length; beyond stock's trained length, of the same tokens (fixed_tail only), at most that times "
         "stock's with the largest evaluated context within it"
     ),
