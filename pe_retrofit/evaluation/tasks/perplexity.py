@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 BLOCK = 64
 """Tokens per block; intervals resample blocks, because neighbouring tokens are not independent."""
 
+Span = tuple[str, int, int]
+"""A view, the length at which it ends, and the first token that it scores."""
+
 
 @dataclass(frozen=True)
 class PerplexityOptions(TaskOptions):
@@ -88,12 +91,14 @@ class Perplexity(Task):
             if options.by_position:
                 groups = [[n] for n in lengths] if varies_with_length(subject) else [list(lengths)]
                 for group in groups:
-                    spans = [(n, n - options.tail, n) for n in group]
+                    spans = [("by_position", n, n - options.tail) for n in group]
+                    if options.fixed_tail and group[-1] == longest:  # the same forward
+                        spans.append(("fixed_tail", longest, longest - options.tail))
                     yield self._item("by_position", document, long[: group[-1]], group[-1], spans)
             if options.fixed_tail:
-                for n in lengths:
+                for n in lengths[: -1 if options.by_position else None]:
                     ids = [*start, *stretch[inner - (n - len(start)) :]]
-                    yield self._item("fixed_tail", document, ids, n, [(n, n - options.tail, n)])
+                    yield self._item("fixed_tail", document, ids, n, [("fixed_tail", n, n - options.tail)])
             if options.sliding:
                 yield from self._sliding(start, stretch, document, longest)
 
@@ -106,12 +111,10 @@ class Perplexity(Task):
                 break
             ids = [*start, *stretch[at : at + inner]]
             scored = 1 if number == 0 else window - stride  # the first token of all is never predicted
-            yield self._item("sliding", document, ids, window, [(window, scored, window)], number)
+            yield self._item("sliding", document, ids, window, [("sliding", window, scored)], number)
 
-    def _item(
-        self, view: str, document: int, ids: list[int], length: int, spans: list[tuple[int, int, int]], number: int = 0
-    ) -> Item:
-        ends = "-".join(str(n) for n, _, _ in spans)
+    def _item(self, view: str, document: int, ids: list[int], length: int, spans: list[Span], number: int = 0) -> Item:
+        ends = "-".join(f"{'f' if v != view else ''}{n}" for v, n, _ in spans)
         return Item(
             key=f"{view}/{document}/{ends}/{number}",
             length=length,
@@ -120,22 +123,22 @@ class Perplexity(Task):
             tokens=len(ids),
             shape=None,
             sha=fingerprint(ids, spans),
-            content=(view, ids, spans),
+            content=(ids, spans),
         )
 
     def run(self, subject: Subject, items: Sequence[Item], setting: Setting) -> list[list[Record]]:
         return [self._score(subject, item) for item in items]
 
     def _score(self, subject: Subject, item: Item) -> list[Record]:
-        view, ids, spans = item.content
+        ids, spans = item.content
         hidden = subject.hidden([ids])[0]
         records = []
-        for length, first, last in spans:
+        for view, last, first in spans:
             nll = subject.nll(hidden[first - 1 : last - 1], ids[first:last]).double()
             blocks = [part.mean().item() for part in nll.split(BLOCK)]
             sizes = [len(part) for part in nll.split(BLOCK)]
             more: dict[str, Any] = {"tokens": len(nll), "parts": blocks, "part_tokens": sizes}
-            records.append(item.record(variant=view, length=length, nll=torch.mean(nll).item(), **more))
+            records.append(item.record(variant=view, length=last, nll=torch.mean(nll).item(), **more))
         return records
 
 
