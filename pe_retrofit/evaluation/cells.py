@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .metrics import bootstrap, mean, perplexity
-from .task import Record
+from .task import Record, fingerprint
 
 Key = tuple[Any, ...]
 
@@ -25,7 +25,7 @@ def by_length(records: Sequence[Record], stock: Sequence[Record] | None, metric:
 
 def identity(record: Record) -> Key:
     """What makes two records of two models answers to the same question."""
-    return record["key"], record["variant"], record["length"], record["depth"], record["index"], record["sha"]
+    return record["variant"], record["length"], record["depth"], record["index"], record["question"]
 
 
 def _table(
@@ -48,7 +48,8 @@ def _table(
 
 def _summary(members: Sequence[Record], metric: str) -> dict[str, Any]:
     broken = sum(not record.get("finite", True) for record in members)
-    row: dict[str, Any] = {"n": len(members)}
+    asked = fingerprint(sorted(record["question"] for record in members))
+    row: dict[str, Any] = {"n": len(members), "asked": asked}
     if broken:
         row["not_finite"] = broken
     nlls = [record["nll"] for record in members if record["nll"] is not None]

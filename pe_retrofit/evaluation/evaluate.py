@@ -198,9 +198,7 @@ class _Run:
         }
         if side is not None and side.run is not None:
             _borrow(side.run, logs[STOCK], plans)
-        for plan in plans:
-            for log in logs.values():
-                _check_samples(plan, log)
+        _check_samples(plans, logs[MODEL])
         total = sum(plan.cost(log) for plan in plans for log in logs.values())
         work = Work(total, self.report)
         self.trained = _trained(subject)
@@ -217,7 +215,9 @@ class _Run:
                     _check_tokenizer(subject, stock)
                     self.trained = _trained(stock)
                     described[STOCK] = {**about(stock, side.source), "trained_length": self.trained}
-                    self._run(STOCK, stock, plans, logs, work, described)
+                    theirs = [Plan.of(task, stock, self.setting) for task in self.tasks]
+                    _check_samples(theirs, logs[STOCK])
+                    self._run(STOCK, stock, theirs, logs, work, described)
         except KeyboardInterrupt:
             results = self._collect(plans, logs, described, "interrupted")
             raise Interrupted(results) from None
@@ -335,13 +335,12 @@ def _trained(subject: Subject) -> int:
     return min([int(n) for n in originals if n] or [subject.trained_length])
 
 
-def _check_samples(plan: Plan, log: SampleLog) -> None:
-    shas = {item.key: item.sha for item in plan.items}
-    for key, sha in shas.items():
-        records = log.done.get((plan.task.name, key), [])
-        if any(record["sha"] != sha for record in records):
+def _check_samples(plans: Sequence[Plan], log: SampleLog) -> None:
+    for name, item in ((plan.task.name, item) for plan in plans for item in plan.items):
+        records = log.done.get((name, item.key), [])
+        if any(record["sha"] != item.sha for record in records):
             raise ConfigError(
-                f"The samples of {plan.task.name!r} in {log.path} are not those of this run (item {key}): the "
+                f"The samples of {name!r} in {log.path} are not those of this run (item {item.key}): the "
                 "tokenizer or the text has changed. Use another folder."
             )
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 """``key`` and ``index`` of the item, ``variant``, ``length``, ``depth``, ``score`` (0 to 1, or None), ``nll`` (mean, in
-nats per token, or None), ``tokens`` (how many it is the mean of), and whatever the task adds."""
+nats per token, or None), ``tokens`` (how many it is the mean of), ``question`` (equal where two models were asked the
+same, whatever else their items hold), and whatever the task adds."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Item:
     def record(self, **more: Any) -> Record:
         """A record of this item; ``more`` may name another variant, length or depth."""
         about = {"key": self.key, "variant": "", "length": self.length, "depth": self.depth, "index": self.index}
-        return {**about, "actual_length": self.tokens, "sha": self.sha, "score": None, "nll": None, **more}
+        asked = {"actual_length": self.tokens, "sha": self.sha, "question": self.sha}
+        return {**about, **asked, "score": None, "nll": None, **more}
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class Perplexity(Task):
             key=f"{view}/{document}/{ends}/{number}",
             length=length,
             depth=None,
-            index=document,
+            index=document * self.options.windows + number,
             tokens=len(ids),
             shape=None,
             sha=fingerprint(ids, spans),
@@ -138,6 +138,7 @@ class Perplexity(Task):
             blocks = [part.mean().item() for part in nll.split(BLOCK)]
             sizes = [len(part) for part in nll.split(BLOCK)]
             more: dict[str, Any] = {"tokens": len(nll), "parts": blocks, "part_tokens": sizes}
+            more["question"] = fingerprint(ids[:last], first)
             records.append(item.record(variant=view, length=last, nll=torch.mean(nll).item(), **more))
         return records
 
