@@ -87,10 +87,13 @@ class AnswerTask(Task):
 
     def run(self, subject: Subject, items: Sequence[Item], setting: Setting) -> list[list[Record]]:
         made: list[Prompt] = [item.content for item in items]
-        forced = subject.forced([m.prompt for m in made], [m.answer for m in made])
+        prompts, answers = [m.prompt for m in made], [m.answer for m in made]
         generated: list[list[int]] = []
-        if setting.generate or self.scored_by == "generate":
-            generated = subject.generate([m.prompt for m in made], made[0].new_tokens)
+        if self.scored_by == "generate":
+            forced, generated = subject.forced_and_generated(prompts, answers, made[0].new_tokens)
+        else:  # apart, so that one without a cache and one with it can be seen to agree
+            forced = subject.forced(prompts, answers)
+            generated = subject.generate(prompts, made[0].new_tokens) if setting.generate else []
         records = []
         for i, (item, prompt, found) in enumerate(zip(items, made, forced, strict=True)):
             score = float(found.exact)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..plots import thousands
+
 KEPT = 0.9
 """Share of stock's score at its trained length that counts as kept."""
 
@@ -26,6 +28,7 @@ RULES = {
         "the same length; beyond stock's trained length, of the same tokens (fixed_tail only), at most that times "
         "stock's with the largest evaluated context within it"
     ),
+    "flat": f"perplexity (view fixed_tail) at most {FLUENT} times the model's own at the shortest evaluated length",
     "retrieves": "as for effective_length, at that length, the mean over all retrieval tasks of the run",
     "short": f"perplexity at the shortest length at most {FLUENT} times stock's",
 }
@@ -57,12 +60,24 @@ def judge(tasks: Mapping[str, Any], trained: int) -> dict[str, Any]:
     """The verdict on a model, from the tasks of a results file that has a stock model.
 
     Returns:
-        ``lengths``: length -> {fluent, retrieves}; ``short``: kept or not; ``words``: sentences. None for unknown.
+        ``lengths``: length -> {fluent, flat, retrieves}; ``short``: kept or not; ``blind``: the lengths at which
+        perplexity looks well and retrieval fails; ``words``: sentences. None for unknown.
     """
-    fluent, retrieves = _fluency(tasks, trained), _retrieval(tasks, trained)
-    lengths = {str(n): {"fluent": fluent.get(n), "retrieves": retrieves.get(n)} for n in sorted({*fluent, *retrieves})}
+    fluent, flat, retrieves = _fluency(tasks, trained), _flatness(tasks), _retrieval(tasks, trained)
+    lengths = {
+        str(n): {"fluent": fluent.get(n), "flat": flat.get(n), "retrieves": retrieves.get(n)}
+        for n in sorted({*fluent, *flat, *retrieves})
+    }
+    blind = sorted(n for n, found in retrieves.items() if not found and (fluent.get(n) or flat.get(n)))
     short = _short(tasks)
-    return {"lengths": lengths, "short": short, "words": _words(fluent, retrieves, short, trained)}
+    kept = {"Perplexity equals stock's": fluent, "Perplexity is flat": flat, "Retrieval holds": retrieves}
+    words = _words(short, kept)
+    if blind:
+        words.append(
+            f"Blind at {', '.join(map(thousands, blind))} tokens: perplexity looks well there, yet what stands far back "
+            "is not found. Perplexity alone would have hidden this."
+        )
+    return {"lengths": lengths, "short": short, "blind": blind, "words": words}
 
 
 def _fluency(tasks: Mapping[str, Any], trained: int) -> dict[int, bool]:
@@ -79,6 +94,14 @@ def _fluency(tasks: Mapping[str, Any], trained: int) -> dict[int, bool]:
         }
     rows = [row for row in rows if row["variant"] == "by_position" and row["length"] <= trained and row.get("stock")]
     return {row["length"]: row["ratio"] is not None and row["ratio"] <= FLUENT for row in rows}
+
+
+def _flatness(tasks: Mapping[str, Any]) -> dict[int, bool]:
+    rows = [row for row in tasks.get("perplexity", {}).get("cells", []) if row["variant"] == "fixed_tail"]
+    first = min(rows, key=lambda row: row["length"], default=None)
+    if first is None or not first["mean"]:
+        return {}
+    return {row["length"]: row["mean"] is not None and row["mean"] <= FLUENT * first["mean"] for row in rows}
 
 
 def _retrieval(tasks: Mapping[str, Any], trained: int) -> dict[int, bool]:
@@ -108,29 +131,15 @@ def _short(tasks: Mapping[str, Any]) -> bool | None:
     return None if first.get("ratio") is None else first["ratio"] <= FLUENT
 
 
-def _words(fluent: Mapping[int, bool], retrieves: Mapping[int, bool], short: bool | None, trained: int) -> list[str]:
+def _words(short: bool | None, kept: Mapping[str, Mapping[int, bool]]) -> list[str]:
     words = []
     if short is not None:
-        words.append(
-            "Short context is kept." if short else "Short context is damaged: perplexity rose at the shortest."
-        )
-    if fluent:
-        words.append(_reach("Perplexity holds", "Perplexity holds at no length", fluent))
-    if retrieves:
-        words.append(_reach("Retrieval holds", "Retrieval holds at no length", retrieves))
-    hollow = [n for n, kept in fluent.items() if kept and retrieves.get(n) is False]
-    if hollow:
-        words.append(
-            f"Fluent but blind at {', '.join(map(str, sorted(hollow)))} tokens: perplexity is low there, yet what "
-            "stands far back is not found. Perplexity alone would have hidden this."
-        )
+        words.append("Short context is kept." if short else "Short context is damaged: perplexity rose there.")
+    for what, lengths in kept.items():
+        good = [thousands(n) for n in sorted(lengths) if lengths[n]]
+        bad = [thousands(n) for n in sorted(lengths) if not lengths[n]]
+        if good:
+            words.append(f"{what} at {', '.join(good)}" + (f", not at {', '.join(bad)}." if bad else "."))
+        elif bad:
+            words.append(f"{what} at no length.")
     return words
-
-
-def _reach(holds: str, nowhere: str, kept: Mapping[int, bool]) -> str:
-    good = sorted(n for n, value in kept.items() if value)
-    bad = sorted(n for n, value in kept.items() if not value)
-    if not good:
-        return nowhere + "."
-    text = f"{holds} at {', '.join(map(str, good))} tokens"
-    return text + (f", not at {', '.join(map(str, bad))}." if bad else ".")

@@ -15,6 +15,7 @@ from ..likelihood import hidden_states, logits_of, token_nll
 from ..models import quiet
 from ..patchers.family import find_host
 from ..texts import Text
+from .embedding import pool
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,10 @@ class Subject:
         self.check_length(len(rows[0]))
         return hidden_states(self.model, torch.tensor([list(row) for row in rows], device=self.device))
 
+    def embeddings(self, rows: Sequence[Sequence[int]], pooling: str) -> Tensor:
+        """Vectors of length 1, float32 ``[b, hidden_size]``, of rows of equal length; ``mean``, ``cls`` or ``max``."""
+        return pool(self.hidden(rows), pooling)
+
     def nll(self, hidden: Tensor, targets: Sequence[int]) -> Tensor:
         """Negative log-likelihood ``[n]`` of each target, in nats, from hidden states ``[n, hidden_size]``."""
         return token_nll(self.model, hidden, torch.tensor(list(targets), device=hidden.device))
@@ -126,8 +131,9 @@ class Subject:
     def forced(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[Forced]:
         """Teacher-forced answers, in one forward without a cache; all prompts and all answers of equal length."""
         rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-        size = len(answers[0])
-        hidden = self.hidden(rows)[:, -size - 1 : -1]
+        return self._judge(self.hidden(rows)[:, -len(answers[0]) - 1 : -1], answers)
+
+    def _judge(self, hidden: Tensor, answers: Sequence[Sequence[int]]) -> list[Forced]:
         found = []
         for states, answer in zip(hidden, answers, strict=True):
             logits = logits_of(self.model, states)
@@ -138,8 +144,30 @@ class Subject:
         return found
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
-        """Greedy continuations with the cache, for prompts of equal length, up to the token that ends a text."""
+    def forced_and_generated(
+        self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], new_tokens: int
+    ) -> tuple[list[Forced], list[list[int]]]:
+        """:meth:`forced` and :meth:`generate` with one pass over the prompts: its cache serves the generation."""
+        rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        ids = torch.tensor(rows, device=self.device)
+        output = self.host.base(input_ids=ids, use_cache=True)
+        forced = self._judge(output.last_hidden_state[:, -len(answers[0]) - 1 : -1], answers)
+        cache = output.past_key_values
+        try:
+            cache.crop(len(prompts[0]) - 1)
+        except (ValueError, NotImplementedError, AttributeError, RuntimeError):  # a cache that forgets cannot go back
+            cache = None
+        return forced, self.generate(prompts, new_tokens, cache)
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int, cache: Any | None = None) -> list[list[int]]:
+        """Greedy continuations with the cache, for prompts of equal length, up to the token that ends a text.
+
+        Args:
+            prompts: tokens.
+            new_tokens: at most so many.
+            cache: of a first part of the prompts.
+        """
         ids = torch.tensor([list(prompt) for prompt in prompts], device=self.device)
         settings = self.model.generation_config
         stops = settings.eos_token_id
@@ -153,6 +181,7 @@ class Subject:
                 do_sample=False,
                 num_beams=1,
                 use_cache=True,
+                past_key_values=cache,
                 temperature=None,
                 top_p=None,
                 top_k=None,
