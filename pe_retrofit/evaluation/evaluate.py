@@ -197,7 +197,7 @@ class _Run:
             role: SampleLog(samples, role, self.who.rank, self.who.world) for role in (MODEL, STOCK)[: 2 if side else 1]
         }
         if side is not None and side.run is not None:
-            _borrow(side.run, logs[STOCK], plans)
+            borrowed = _borrow(side.run, logs[STOCK], plans)
         _check_samples(plans, logs[MODEL])
         total = sum(plan.cost(log) for plan in plans for log in logs.values())
         work = Work(total, self.report)
@@ -208,7 +208,7 @@ class _Run:
             if side is not None and side.run is not None:
                 described[STOCK] = _described(side.run)
                 self.trained = described[STOCK]["trained_length"]
-                self.parts[STOCK] = {p.task.name: Outcome([i.key for i in p.items]) for p in plans}
+                self.parts[STOCK] = borrowed
             elif side is not None and side.open is not None:
                 with side.open() as model:
                     stock = Subject(model, side.tokenizer or subject.tokenizer, side.name)
@@ -354,23 +354,33 @@ def _check_tokenizer(one: Subject, other: Subject) -> None:
         )
 
 
-def _borrow(folder: Path, log: SampleLog, plans: Sequence[Plan]) -> None:
-    """Take the stock model's answers from another run."""
+def _borrow(folder: Path, log: SampleLog, plans: Sequence[Plan]) -> dict[str, Outcome]:
+    """Take the stock model's answers from another run; the lengths it was skipped at there are skipped here too."""
     role = STOCK if (folder / SAMPLES / f"{STOCK}.jsonl").is_file() else MODEL
-    theirs = SampleLog(folder / SAMPLES, role)
+    theirs, found = SampleLog(folder / SAMPLES, role), read(folder)["tasks"]
+    outcomes: dict[str, Outcome] = {}
     missing = 0
     for plan in plans:
+        name = plan.task.name
+        problems: dict[int, str] = {}
+        part = found.get(name, {})
+        part = part.get("stock_run", {}) if role == STOCK else part
+        skipped = part.get("problems", {}) if part.get("status") != "error" else {}
         for item in plan.items:
-            records = theirs.done.get((plan.task.name, item.key))
-            if records is None or any(record["sha"] != item.sha for record in records):
+            records = theirs.done.get((name, item.key))
+            if records is None and str(item.length) in skipped:
+                problems[item.length] = skipped[str(item.length)]
+            elif records is None or any(record["sha"] != item.sha for record in records):
                 missing += 1
-            elif (plan.task.name, item.key) not in log.done:
-                log.add(plan.task.name, item.key, records)
+            elif (name, item.key) not in log.done:
+                log.add(name, item.key, records)
+        outcomes[name] = Outcome([item.key for item in plan.items], problems=problems)
     if missing:
         raise ConfigError(
             f"The run {str(folder)!r} lacks {missing} of the samples of this run, or has others. Run it with the same "
             "tasks, lengths, samples, seed and text, or give a model with --against."
         )
+    return outcomes
 
 
 def _described(folder: Path) -> dict[str, Any]:

@@ -33,7 +33,16 @@ RULES = {
     "short": f"perplexity at the shortest length at most {FLUENT} times stock's",
 }
 
-RETRIEVAL = ("passkey", "niah_single", "niah_multikey", "niah_multivalue", "niah_multiquery", "kv_retrieval", "encoder")
+RETRIEVAL = (
+    "passkey",
+    "niah_single",
+    "niah_multikey",
+    "niah_multivalue",
+    "niah_multiquery",
+    "kv_retrieval",
+    "encoder_passkey",
+    "encoder_needle",
+)
 
 
 def effective_length(
@@ -74,8 +83,8 @@ def judge(tasks: Mapping[str, Any], trained: int) -> dict[str, Any]:
     words = _words(short, kept)
     if blind:
         words.append(
-            f"Blind at {', '.join(map(thousands, blind))} tokens: perplexity looks well there, yet what stands far back "
-            "is not found. Perplexity alone would have hidden this."
+            f"Blind at {', '.join(map(thousands, blind))} tokens: perplexity looks well there, yet what stands far "
+            "back is not found. Perplexity alone would have hidden this."
         )
     return {"lengths": lengths, "short": short, "blind": blind, "words": words}
 

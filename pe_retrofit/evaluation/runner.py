@@ -11,7 +11,7 @@ import torch
 
 from ..errors import ConfigError, UnsupportedError
 from ..memory import exhausted, peak_memory
-from ..progress import Work, forward_cost
+from ..progress import Work
 from .distributed import Processes
 from .log import SampleLog
 from .setting import Setting
@@ -64,7 +64,7 @@ class Plan:
 
     def cost(self, log: SampleLog) -> float:
         """Estimated work left."""
-        return sum(forward_cost(item.tokens) for item in self.items if (self.task.name, item.key) not in log.done)
+        return sum(item.cost() for item in self.items if (self.task.name, item.key) not in log.done)
 
 
 def run_plan(
@@ -85,7 +85,7 @@ def run_plan(
             if number % who.world != who.rank:
                 continue
             work.say(f"{label}, {task.name}, {batch[0].length} tokens")
-            with work.part(subject.model, sum(forward_cost(item.tokens) for item in batch)):
+            with work.part(subject.model, sum(item.cost() for item in batch)):
                 if batch[0].length not in outcome.problems:
                     _run_batch(task, subject, batch, setting, log, outcome)
     outcome.seconds = time.perf_counter() - started
@@ -97,7 +97,7 @@ def _run_batch(
     task: Task, subject: Subject, batch: Sequence[Item], setting: Setting, log: SampleLog, outcome: Outcome
 ) -> None:
     try:
-        found = _halving(lambda part: task.run(subject, part, setting), batch)
+        found = halving(lambda part: task.run(subject, part, setting), batch)
     except (ConfigError, UnsupportedError) as error:
         outcome.problems[batch[0].length] = str(error)
         return
@@ -110,7 +110,7 @@ def _run_batch(
         outcome.tokens += item.tokens
 
 
-def _halving(call: Callable[[Sequence[Item]], list[Any]], batch: Sequence[Item]) -> list[Any]:
+def halving(call: Callable[[Sequence[Any]], list[Any]], batch: Sequence[Any]) -> list[Any]:
     """The call on a batch, in halves where memory runs out."""
     try:
         return call(batch)
@@ -120,7 +120,7 @@ def _halving(call: Callable[[Sequence[Item]], list[Any]], batch: Sequence[Item])
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     middle = len(batch) // 2
-    return [*_halving(call, batch[:middle]), *_halving(call, batch[middle:])]
+    return [*halving(call, batch[:middle]), *halving(call, batch[middle:])]
 
 
 def _batches(items: Sequence[Item], size: int | str, device: str) -> Iterator[list[Item]]:

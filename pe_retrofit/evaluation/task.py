@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..config import StrictOptions
 from ..errors import ConfigError
+from ..progress import forward_cost
 
 if TYPE_CHECKING:
     from .setting import Setting
@@ -40,6 +41,7 @@ class Item:
         shape: items with equal shapes may run as one batch; None for alone.
         sha: of the tokens, so that two runs can show that they asked the same.
         content: for the task.
+        forwards: in how many texts of equal length the tokens are read.
     """
 
     key: str
@@ -50,6 +52,11 @@ class Item:
     shape: tuple[int, ...] | None
     sha: str
     content: Any
+    forwards: int = 1
+
+    def cost(self) -> float:
+        """Estimated work."""
+        return self.forwards * forward_cost(self.tokens // self.forwards)
 
     def record(self, **more: Any) -> Record:
         """A record of this item; ``more`` may name another variant, length or depth."""
@@ -76,6 +83,7 @@ class Task:
         source: authors, title, year, id.
         needs: ``causal`` (a decoder with a language-modelling head), ``masked`` (an encoder with one) or ``encoder``.
         metric: ``score`` (higher is better, shown times 100) or ``perplexity``.
+        notice: what the user should know before its items are laid out, e.g. that this takes minutes.
         Options: its options.
     """
 
@@ -86,6 +94,7 @@ class Task:
     source: ClassVar[str] = ""
     needs: ClassVar[str] = "causal"
     metric: ClassVar[str] = "score"
+    notice: ClassVar[str] = ""
     Options: ClassVar[type[TaskOptions]] = TaskOptions
 
     def __init__(self, options: TaskOptions | None = None) -> None:
@@ -131,6 +140,9 @@ _TASKS: dict[str, type[Task]] = {}
 GROUPS: dict[str, Callable[[], list[str]]] = {}
 """Names that stand for several tasks."""
 
+PROVIDERS: dict[str, Callable[[str], type[Task]]] = {}
+"""Prefixes of tasks that are made when they are named: ``PREFIX/NAME``; the function gets ``NAME``."""
+
 
 def register_task(kind: type[Task]) -> type[Task]:
     """Class decorator: make a task known by its name.
@@ -165,7 +177,8 @@ def choose_tasks(names: Sequence[str], kind: str, options: Mapping[str, Mapping[
     Raises:
         ConfigError: an unknown name (the nearest ones are suggested), a task the model cannot do, or wrong options.
     """
-    known = [*_TASKS, *GROUPS, "all"]
+    classes = {**_TASKS, **_provided(names)}
+    known = [*classes, *GROUPS, "all"]
     wrong = []
     for name in names:
         if name not in known:
@@ -173,7 +186,7 @@ def choose_tasks(names: Sequence[str], kind: str, options: Mapping[str, Mapping[
             wrong.append(
                 f"{name!r} is no task{'; did you mean ' + ' or '.join(map(repr, close)) + '?' if close else ''}"
             )
-    wrong += [f"options are given for {name!r}, which is no task" for name in options or {} if name not in _TASKS]
+    wrong += [f"options are given for {name!r}, which is no task" for name in options or {} if name not in classes]
     if wrong or not names:
         problems = "; ".join(wrong) or "no task is named"
         raise ConfigError(f"{problems}. Tasks: {', '.join(_TASKS)}. Groups: {', '.join(GROUPS)}, all.")
@@ -182,7 +195,7 @@ def choose_tasks(names: Sequence[str], kind: str, options: Mapping[str, Mapping[
     for name in names:
         members = list(_TASKS) if name == "all" else GROUPS[name]() if name in GROUPS else [name]
         for member in members:
-            task = _TASKS[member]
+            task = classes[member]
             if can_do(kind, task.needs):
                 chosen[member] = task(task.Options.from_options((options or {}).get(member, {})))
             elif name == member:
@@ -196,6 +209,16 @@ def choose_tasks(names: Sequence[str], kind: str, options: Mapping[str, Mapping[
     if unused:
         raise ConfigError(f"Options are given for {', '.join(map(repr, unused))}, which is not among the tasks to run.")
     return list(chosen.values())
+
+
+def _provided(names: Sequence[str]) -> dict[str, type[Task]]:
+    """The classes of the names with a prefix."""
+    found = {}
+    for name in names:
+        prefix, slash, rest = name.partition("/")
+        if slash and prefix in PROVIDERS:
+            found[name] = PROVIDERS[prefix](rest)
+    return found
 
 
 NEEDS = {

@@ -1,5 +1,5 @@
 """The native tasks, one file each; importing this registers them."""
 
-from . import passkey, perplexity
+from . import encoder, passkey, perplexity
 
-__all__ = ["passkey", "perplexity"]
+__all__ = ["encoder", "passkey", "perplexity"]
