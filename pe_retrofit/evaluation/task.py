@@ -81,7 +81,8 @@ class Task:
         title: in words.
         recipe: what a sample is and how it is scored.
         source: authors, title, year, id.
-        needs: ``causal`` (a decoder with a language-modelling head), ``masked`` (an encoder with one) or ``encoder``.
+        needs: ``causal`` (a decoder with a language-modelling head), ``masked`` (an encoder with one), ``head``
+            (either) or ``encoder``.
         metric: ``score`` (higher is better, shown times 100) or ``perplexity``.
         notice: what the user should know before its items are laid out, e.g. that this takes minutes.
         Options: its options.
@@ -225,9 +226,10 @@ NEEDS = {
     "causal": "a decoder with a language-modelling head",
     "masked": "an encoder with a masked-language-modelling head",
     "encoder": "an encoder of the BERT family",
+    "head": "a model with a language-modelling head",
 }
 
 
 def can_do(kind: str, needs: str) -> bool:
     """Whether a model of this kind can do what a task needs; an encoder with a head can embed too."""
-    return kind == needs or (kind == "masked" and needs == "encoder")
+    return kind == needs or (kind == "masked" and needs == "encoder") or (kind != "encoder" and needs == "head")

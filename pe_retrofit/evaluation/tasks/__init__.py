@@ -1,5 +1,5 @@
 """The native tasks, one file each; importing this registers them."""
 
-from . import encoder, passkey, perplexity
+from . import encoder, masked, passkey, perplexity, short
 
-__all__ = ["encoder", "passkey", "perplexity"]
+__all__ = ["encoder", "masked", "passkey", "perplexity", "short"]
