@@ -13,6 +13,7 @@ from ..errors import ConfigError, UnsupportedError
 from ..progress import Report, Work
 from ..status import status
 from . import tasks as _tasks  # noqa: F401  (registers them)
+from .bridges import lm_eval as _lm_eval  # noqa: F401  (knows the tasks named lm_eval/...)
 from .distributed import Processes, processes
 from .lifting import lifted
 from .log import SampleLog
@@ -189,7 +190,7 @@ class _Run:
     def both(self, subject: Subject, source: dict[str, Any] | None, side: _Side | None) -> dict[str, Any]:
         """The model, then the stock model; the results are written after each task."""
         mine = {**about(subject, source)}
-        plans = [Plan.of(task, subject, self.setting) for task in self.tasks]
+        plans = [self._plan(task, subject) for task in self.tasks]
         samples = None if self.out is None else self.out / SAMPLES
         self._claim(mine, side)
         self.who.wait()
@@ -215,7 +216,7 @@ class _Run:
                     _check_tokenizer(subject, stock)
                     self.trained = _trained(stock)
                     described[STOCK] = {**about(stock, side.source), "trained_length": self.trained}
-                    theirs = [Plan.of(task, stock, self.setting) for task in self.tasks]
+                    theirs = [self._plan(task, stock) for task in self.tasks]
                     _check_samples(theirs, logs[STOCK])
                     self._run(STOCK, stock, theirs, logs, work, described)
         except KeyboardInterrupt:
@@ -225,6 +226,11 @@ class _Run:
             for log in logs.values():
                 log.close()
         return self._collect(plans, logs, described, "complete")
+
+    def _plan(self, task: Task, subject: Subject) -> Plan:
+        if self.report is not None and task.notice:
+            self.report(f"{task.name}: {task.notice}", 0.0, 0.0)
+        return Plan.of(task, subject, self.setting)
 
     def _run(
         self,

@@ -1,0 +1,1 @@
+"""Tasks, texts and metrics of other libraries, behind the same results file."""
