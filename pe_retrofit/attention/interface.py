@@ -27,6 +27,9 @@ from .select import run
 NAME = "pe_retrofit"
 """The attention implementation's name in a model's config."""
 
+OBSERVER = "_position_encoding_observer"
+"""Attribute of an attention module: called with each :class:`Call` before it runs, which it must leave as it is."""
+
 
 def register() -> None:
     """Register function and mask under :data:`NAME`. Both are needed: without the mask padding would be ignored."""
@@ -72,7 +75,8 @@ def attention_forward(
     installed = [m for m in carried if kernel != "auto" or not _adds_nothing(m)]
     context: Positions | None = kwargs.get(KEYWORD)
     weights_wanted = bool(kwargs.get("output_attentions")) or (context is not None and context.weights)
-    if not installed and softcap is None and s_aux is None and not weights_wanted:
+    observer = getattr(module, OBSERVER, None)
+    if not installed and softcap is None and s_aux is None and not weights_wanted and observer is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal
         )
@@ -89,6 +93,8 @@ def attention_forward(
     weights: list[Tensor] = []
 
     def attend(call: Call) -> Tensor:
+        if observer is not None:
+            observer(call)
         if not weights_wanted:
             return run(call, kernel)
         if weights:

@@ -12,10 +12,9 @@ from ..sites import Block, RelativeScore
 from .call import Call
 
 
-def eager_attention(call: Call) -> tuple[Tensor, Tensor]:
-    """Output ``[b, h, q, d]`` and attention weights ``[b, h, q, k]`` of a call."""
+def attention_weights(call: Call) -> Tensor:
+    """Attention weights ``[b, h, q, k]`` of a call before dropout, in float32 or wider."""
     b, h, q, _ = call.query.shape
-    g, k = call.key.shape[1], call.key.shape[2]
     wide = torch.float64 if call.query.dtype == torch.float64 else torch.float32
 
     scores = content_scores(call).to(wide) * call.scaling
@@ -40,15 +39,20 @@ def eager_attention(call: Call) -> tuple[Tensor, Tensor]:
         scores = scores.masked_fill(~torch.stack(covered).any(0)[:, None], lowest)
     if call.sinks is not None:
         sinks = call.sinks.to(wide).view(1, h, 1, 1).expand(b, h, q, 1)
-        weights = torch.cat((scores, sinks), dim=-1).softmax(-1)[..., :-1]
-    else:
-        weights = scores.softmax(-1)
+        return torch.cat((scores, sinks), dim=-1).softmax(-1)[..., :-1]
+    return scores.softmax(-1)
+
+
+def eager_attention(call: Call) -> tuple[Tensor, Tensor]:
+    """Output ``[b, h, q, d]`` and attention weights ``[b, h, q, k]`` of a call."""
+    b, h, q, _ = call.query.shape
+    g, k = call.key.shape[1], call.key.shape[2]
+    weights = attention_weights(call)
     weights = torch.nn.functional.dropout(weights, call.dropout, training=call.dropout > 0).to(call.value.dtype)
     output = torch.matmul(weights.view(b, g, call.groups * q, k), call.value).view(b, h, q, call.value.shape[-1])
-    for encoding in call.scores:
-        assert block is not None
-        if isinstance(encoding, RelativeScore) and encoding.has_values:
-            output = output + relative_values(encoding, weights, block)
+    valued = [e for e in call.scores if isinstance(e, RelativeScore) and e.has_values]
+    for encoding in valued:
+        output = output + relative_values(encoding, weights, call.block())
     return output, weights
 
 

@@ -54,3 +54,9 @@ def perplexity(nll: float | None) -> float | None:
     if nll is None or not math.isfinite(nll) or nll > 700:
         return None
     return math.exp(nll)
+
+
+def repetition(tokens: Sequence[int], n: int = 4) -> float:
+    """Share of the ``n``-grams that occurred before, 0 to 1; 0 for fewer than two of them."""
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
