@@ -81,6 +81,28 @@ def numbers(*, low: float, high: float, most: int, help: str, optional: bool = T
     return field(default=None if optional else MISSING, metadata={_CHECK: check, _HELP: help})
 
 
+def integers(default: Sequence[int], *, low: int, high: int, most: int, help: str) -> Any:
+    """A list of at most ``most`` ints in ``[low, high]``."""
+
+    def check(value: Any) -> str | None:
+        whole = isinstance(value, (list, tuple)) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+        if whole and 0 < len(value) <= most and all(low <= v <= high for v in value):
+            return None
+        return f"must be a list of 1 to {most} whole numbers between {low} and {high}, such as [{low}]"
+
+    return field(default=tuple(default), metadata={_CHECK: check, _HELP: help})
+
+
+def words(*, most: int, help: str) -> Any:
+    """A text of 1 to ``most`` characters, such as the name of a file; ``None`` by default."""
+
+    def check(value: Any) -> str | None:
+        good = value is None or (isinstance(value, str) and 0 < len(value) <= most)
+        return None if good else f"must be a text of 1 to {most} characters"
+
+    return field(default=None, metadata={_CHECK: check, _HELP: help})
+
+
 @dataclass(frozen=True)
 class StrictOptions:
     """Options that check themselves.

@@ -118,7 +118,11 @@ class AnswerTask(Task):
 
 def answer_tokens(subject: Subject, question: str, answer: str) -> tuple[list[int], list[int]]:
     """Tokens of a question and of the answer that follows it, as the tokenizer splits the two written together."""
-    whole, alone = subject.encode(question + answer), subject.encode(question)
+    return split_answer(subject.encode(question + answer), subject.encode(question))
+
+
+def split_answer(whole: list[int], alone: list[int]) -> tuple[list[int], list[int]]:
+    """Tokens of a question and its answer, cut where they cease to be those of the question alone."""
     shared = 0
     while shared < min(len(whole) - 1, len(alone)) and whole[shared] == alone[shared]:
         shared += 1

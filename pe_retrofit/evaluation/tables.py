@@ -46,7 +46,8 @@ def tables(results: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def _table(results: Mapping[str, Any], task: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], title: str) -> Table:
-    head = ["", *(thousands(row["length"]) for row in rows)]
+    unit = task.get("unit", "tokens")
+    head = ["" if unit == "tokens" else unit, *(thousands(row["length"]) for row in rows)]
     scored = task["metric"] == "score"
     show = percent if scored else number
     lines: list[list[str]] = []

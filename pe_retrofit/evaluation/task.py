@@ -84,6 +84,7 @@ class Task:
         needs: ``causal`` (a decoder with a language-modelling head), ``masked`` (an encoder with one), ``head``
             (either) or ``encoder``.
         metric: ``score`` (higher is better, shown times 100) or ``perplexity``.
+        unit: of the lengths of its cells: ``tokens``, or what else they count.
         notice: what the user should know before its items are laid out, e.g. that this takes minutes.
         Options: its options.
     """
@@ -95,6 +96,7 @@ class Task:
     source: ClassVar[str] = ""
     needs: ClassVar[str] = "causal"
     metric: ClassVar[str] = "score"
+    unit: ClassVar[str] = "tokens"
     notice: ClassVar[str] = ""
     Options: ClassVar[type[TaskOptions]] = TaskOptions
 
@@ -122,6 +124,7 @@ class Task:
             "recipe": self.recipe,
             "source": self.source,
             "metric": self.metric,
+            "unit": self.unit,
             "options": {k: v for k, v in self.options.to_dict().items() if k != "name"},
         }
 

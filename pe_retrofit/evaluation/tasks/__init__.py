@@ -1,5 +1,5 @@
 """The native tasks, one file each; importing this registers them."""
 
-from . import encoder, masked, passkey, perplexity, short
+from . import algorithms, encoder, kv_retrieval, masked, passkey, perplexity, probe, ruler, short
 
-__all__ = ["encoder", "masked", "passkey", "perplexity", "short"]
+__all__ = ["algorithms", "encoder", "kv_retrieval", "masked", "passkey", "perplexity", "probe", "ruler", "short"]
