@@ -1,6 +1,7 @@
 """Evaluate a retrofit next to the original: tasks, intervals, effective length, a verdict."""
 
 from .evaluate import Interrupted, evaluate, evaluate_model
+from .inspecting import inspect_model, inspect_named
 from .results import read
 from .setting import Setting
 from .task import Item, Record, Task, TaskOptions, list_tasks, register_task
@@ -14,6 +15,8 @@ __all__ = [
     "TaskOptions",
     "evaluate",
     "evaluate_model",
+    "inspect_model",
+    "inspect_named",
     "list_tasks",
     "read",
     "register_task",

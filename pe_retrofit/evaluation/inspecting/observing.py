@@ -57,7 +57,7 @@ def observed(model: Any, observers: Sequence[Callable[[Call], None]]) -> Iterato
             host.base.set_attn_implementation(before)
 
 
-def blocks(call: Call, budget: int = BUDGET) -> Iterator[tuple[int, Tensor, Tensor]]:
+def blocks(call: Call) -> Iterator[tuple[int, Tensor, Tensor]]:
     """The attention of a call with one row in the batch, some queries at a time; dropout is left out.
 
     Yields:
@@ -66,7 +66,7 @@ def blocks(call: Call, budget: int = BUDGET) -> Iterator[tuple[int, Tensor, Tens
     """
     if call.query.dtype in (torch.bfloat16, torch.float16):  # the fused kernels, too, add up in float32
         call = with_tensors(call, [t.float() for t in tensors_of(call)])
-    length, step = call.query.shape[2], block_length(call, budget)
+    length, step = call.query.shape[2], block_length(call, BUDGET)
     for start in range(0, length, step):
         part = call.rows(start, min(start + step, length))
         yield int(part.first), attention_weights(part)[0], seen(part)

@@ -112,7 +112,8 @@ def ordinary_tokens(subject: Subject) -> list[int]:
     rows = subject.model.get_input_embeddings().weight.shape[0]
     count = min(len(tokenizer), rows) if hasattr(tokenizer, "__len__") else rows
     special = {*getattr(tokenizer, "all_special_ids", ()), *getattr(tokenizer, "added_tokens_decoder", ())}
-    special |= {getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    names = ("bos", "eos", "pad", "cls", "sep", "mask", "unk")
+    special |= {getattr(tokenizer, f"{name}_token_id", None) for name in names}
     return [token for token in range(count) if token not in special]
 
 
