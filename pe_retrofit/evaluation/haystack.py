@@ -93,7 +93,7 @@ class FilledTask(AnswerTask):
 
         budget = max(self.options.new_tokens, len(subject.encode(draft.answer)) + 1)
         fixed = len(subject.start) + budget
-        units = fill(measure, length - fixed, draft, f"A prompt of {self.name}", fixed)
+        units = fill(measure, length - fixed, draft, f"This prompt of {self.name}", fixed)
         measure(units)
         whole = subject.encode(draft.write(units) + draft.answer)
         question, answer = split_answer(whole, seen[units])

@@ -97,8 +97,8 @@ class Niah(FilledTask):
         pairs = [(name, fresh.draw(value)) for name in [fresh.draw(key) for _ in range(keys)] for _ in range(values)]
         names = list(dict.fromkeys(name for name, _ in pairs))
         asked = random.sample(names, queries)
-        answers = [v for name in asked for k, v in pairs if k == name]
         random.shuffle(pairs)
+        answers = [v for name in asked for k, v in pairs if k == name]  # of a key, in the order of the prompt
         needles = [NEEDLE.format(kind=options.value_type, key=k, value=v) for k, v in pairs]
         places = [depth] if depth is not None else sorted(random.random() for _ in needles)
         hay = self._hay(setting, fresh, key, value)
