@@ -39,7 +39,9 @@ class Processes:
     @property
     def device(self) -> Any:
         """The device of this process; None to leave the model where it is."""
-        return None if self.state is None else self.state.device
+        if self.state is None:
+            return None
+        return "cpu" if self.state.device.type == "cpu" else self.state.device
 
 
 def processes() -> Processes:
@@ -57,10 +59,12 @@ def processes() -> Processes:
         raise UnsupportedError(
             f"{launched} processes were launched, which needs accelerate. Install it with: pip install accelerate"
         ) from error
-    state = PartialState()
+    import torch
+
+    state = PartialState(cpu=not torch.accelerator.is_available())
     if state.num_processes != launched:
         raise UnsupportedError(
             f"{launched} processes were launched, but accelerate sees {state.num_processes}: each would do everything. "
-            "On CPUs launch with ACCELERATE_USE_CPU=true torchrun --nproc_per_node N."
+            "Launch with torchrun --nproc_per_node N, on CPUs with ACCELERATE_USE_CPU=true before it."
         )
     return Processes(state.process_index, state.num_processes, state)

@@ -18,6 +18,7 @@ from ..config import finite
 from ..errors import ConfigError
 from ..status import status
 from .cells import by_length, cells
+from .integrity import complaints, integrity
 from .judging import RULES, effective_length, judge
 from .log import SampleLog
 from .runner import Outcome
@@ -46,11 +47,20 @@ def about(subject: Subject, source: Mapping[str, Any] | None = None) -> dict[str
         "encoding": [
             {"encodings": patch.options, "layers": patch.layers, "kernel": patch.kernel} for patch in state.patches
         ],
-        "native_encoding": subject.host.rope_sets if subject.host.family.rotary else "learned table",
+        "native_encoding": _native(subject),
         "adapter": bool(getattr(subject.model, "peft_config", None)),
         "tokenizer": {"class": type(subject.tokenizer).__name__, "vocabulary": len(subject.tokenizer)},
-        "device": str(subject.device),
+        "device": subject.device.type,
+        "integrity": integrity(subject),
     }
+
+
+def _native(subject: Subject) -> Any:
+    """The encoding in the model's own config."""
+    if not subject.host.family.rotary:
+        return "table of positions"
+    sets = subject.host.rope_sets
+    return sets.get(None, sets)
 
 
 def machine(world: int) -> dict[str, Any]:
@@ -93,7 +103,7 @@ def task_results(
     }
     if stock is not None:
         found["stock_run"] = {**_status(stock[0], others or []), **_cost(stock[0])}
-    if task.metric == "score":
+    if task.metric == "score" and task.unit == "tokens":
         rows = [row for row in found["by_length"] if row["variant"] == ""] or found["by_length"]
         if others is None:
             reference = rows
@@ -132,8 +142,12 @@ def assemble(
         "rules": RULES,
         "tasks": dict(tasks),
     }
+    broken = complaints(model.get("integrity", {}))
     if stock is not None:
-        results["verdict"] = judge(tasks, trained)
+        verdict = judge(tasks, trained)
+        results["verdict"] = {**verdict, "words": [*broken, *verdict["words"]], "broken": bool(broken)}
+    elif broken:
+        results["verdict"] = {"words": broken, "broken": True}
     return results
 
 

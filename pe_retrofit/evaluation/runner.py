@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from .distributed import Processes
 from .log import SampleLog
 from .setting import Setting
 from .subject import Subject
-from .task import Item, Task
+from .task import Item, Record, Task
 
 BATCH_TOKENS = {"cpu": 8192, "cuda": 131072}
 """Tokens per forward to begin with, by device; halved whenever memory runs out."""
@@ -106,8 +107,17 @@ def _run_batch(
         outcome.failed = True
         return
     for item, records in zip(batch, found, strict=True):
-        log.add(task.name, item.key, records)
+        log.add(task.name, item.key, [_checked(record) for record in records])
         outcome.tokens += item.tokens
+
+
+def _checked(record: Record) -> Record:
+    """A record whose likelihood is not a finite number says so, and scores nothing."""
+    numbers = [record["nll"], *record.get("parts", ())]
+    if all(n is None or math.isfinite(n) for n in numbers):
+        return record
+    void = {"finite": False, "nll": None, "score": None if record["score"] is None else 0.0}
+    return {**record, **void, **({"parts": []} if "parts" in record else {})}
 
 
 def halving(call: Callable[[Sequence[Any]], list[Any]], batch: Sequence[Any]) -> list[Any]:
