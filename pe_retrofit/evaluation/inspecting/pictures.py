@@ -81,8 +81,8 @@ def _by_distance(results: Mapping[str, Any], model: Any, stock: Any, path: Path)
         right.set(title="Attention within a distance", ylabel="share of the attention, sinks aside", ylim=(0, 1.02))
         for axes in (left, right):
             _distance_axis(axes, model["length"])
-            if stock is not None and stock["length"] < model["length"]:
-                mark(axes, {"longest of stock": stock["length"] + 1}, None)
+        if stock is not None and stock["length"] < model["length"]:
+            mark(left, {"longest of stock": stock["length"] + 1}, None)
         left.legend(loc="lower left")
         _note(drawn, "Mean over all heads; bands: the middle 80 % of the heads")
         return save(drawn, path)
@@ -122,7 +122,7 @@ def _triple(
         _panel(drawn, row[0], mine, words, "viridis", limits)
         return
     change = mine - theirs
-    most = float(np.nanmax(np.abs(change))) or 1e-9
+    most = max(float(np.nanmax(np.abs(change))), 0.01 * limits[1])  # rounding is not to be seen
     _panel(drawn, row[0], theirs, f"Stock: {words}", "viridis", limits)
     _panel(drawn, row[1], mine, "Model", "viridis", limits)
     _panel(drawn, row[2], change, "Model minus stock", "RdBu_r", (-most, most))
@@ -188,7 +188,7 @@ def _drift(results: Mapping[str, Any], drift: Mapping[str, Any], path: Path) -> 
                 axes.plot(x[: len(by[name])], by[name], color=colour, label=words, marker="o", markersize=3)
             axes.set(title=title, ylabel=label, xlabel="position (tokens)")
             axes.set_ylim(bottom=0)
-            if title.startswith("Agreement"):
+            if title.startswith(("Agreement", "Hidden")):
                 axes.set_ylim(0, 1.02)
             if len(lines) > 1:
                 legend(axes, len(lines))
