@@ -40,7 +40,7 @@ class Scripted:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return self.tokenizer.decode(tokens)
+        return self.tokenizer.decode([token for token in tokens if token])
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
         self.asked.append(new_tokens)
