@@ -90,6 +90,7 @@ def line_chart(
     x_ticks: Sequence[float] | None = None,
     vlines: Mapping[str, float] | None = None,
     hlines: Mapping[str, float] | None = None,
+    bands: Mapping[str, Sequence[tuple[float, float, float]]] | None = None,
     emphasise: Sequence[str] = (),
     width: float = 8.0,
     height: float = 4.5,
@@ -105,6 +106,7 @@ def line_chart(
         x_format: text of an x tick, e.g. :func:`thousands`.
         x_ticks: where ticks go; by default at the points when there are at most twelve.
         vlines, hlines: label -> value of dashed marks, e.g. ``{"trained length": 8192}``.
+        bands: label -> intervals ``(x, low, high)``, shaded in the colour of the series.
         emphasise: labels drawn thicker, such as the unpatched model.
 
     Returns:
@@ -112,13 +114,17 @@ def line_chart(
     """
     with figure(width, height) as (drawn, axes):
         for i, (label, points) in enumerate(series.items()):
+            colour = "#101828" if label in emphasise else COLOURS[i % len(COLOURS)]
+            if bands and bands.get(label):
+                x, low, high = zip(*sorted(bands[label]), strict=True)
+                axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0, zorder=1)
             kept = sorted((x, y) for x, y in points if math.isfinite(x) and math.isfinite(y))
             thick = label in emphasise
             axes.plot(
                 [x for x, _ in kept],
                 [y for _, y in kept],
                 label=label,
-                color="#101828" if thick else COLOURS[i % len(COLOURS)],
+                color=colour,
                 marker=MARKERS[i % len(MARKERS)] if len(kept) <= 40 else None,
                 markersize=5,
                 linewidth=2.6 if thick else 1.8,
@@ -191,6 +197,58 @@ def bar_chart(
         axes.set(xlabel=x_label, ylabel=y_label, title=title)
         if len(groups) > 1 or hlines:
             legend(axes, len(groups))
+        return save(drawn, path)
+
+
+def heatmap(
+    values: Sequence[Sequence[float | None]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    x_label: str,
+    y_label: str,
+    title: str,
+    path: str | Path,
+    *,
+    low: float = 0.0,
+    high: float = 1.0,
+    value_format: str = "{:.0%}",
+) -> Path:
+    """A grid of numbers on a scale of one colour, each written in its cell; None leaves the cell grey.
+
+    Args:
+        values: one row of numbers per label of ``rows``.
+        rows, columns: labels.
+        x_label, y_label, title, path: as for :func:`line_chart`.
+        low, high: ends of the scale.
+        value_format: of the number in each cell.
+
+    Returns:
+        The path written.
+    """
+    import numpy as np
+    from matplotlib.colors import LinearSegmentedColormap
+
+    scale = LinearSegmentedColormap.from_list("house", ["#fdf1e7", "#7fb2e5", "#1d4ed8"]).with_extremes(bad="#eaecf0")
+    data = np.array([[math.nan if v is None else v for v in row] for row in values], dtype=float)
+    height = max(2.2, 1.4 + 0.42 * len(rows))
+    with figure(max(4.5, 2.0 + 0.75 * len(columns)), height) as (drawn, axes):
+        axes.imshow(np.ma.masked_invalid(data), cmap=scale, vmin=low, vmax=high, aspect="auto")
+        for i, row in enumerate(values):
+            for j, value in enumerate(row):
+                known = value is not None and math.isfinite(value)
+                dark = value is not None and known and (value - low) > 0.6 * (high - low)
+                text = value_format.format(value) if known else "-"
+                axes.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if dark else "#101828")
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_xticks([j - 0.5 for j in range(1, len(columns))], minor=True)
+        axes.set_yticks([i - 0.5 for i in range(1, len(rows))], minor=True)
+        axes.grid(visible=False)
+        axes.grid(which="minor", color="white", linewidth=2.5)
+        axes.set_axisbelow(False)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(which="both", length=0)
+        axes.set(xlabel=x_label, ylabel=y_label, title=title)
         return save(drawn, path)
 
 

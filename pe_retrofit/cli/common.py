@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -30,3 +31,10 @@ def clean_stdout(wanted: bool) -> Iterator[None]:
         return
     with redirect_stdout(sys.stderr):
         yield
+
+
+def name_files(written: Sequence[Path]) -> str:
+    """Files that were written, in words; pictures are counted."""
+    files = [str(path) for path in written if path.suffix != ".png"]
+    pictures = [path for path in written if path.suffix == ".png"]
+    return ", ".join(files) + (f", {len(pictures)} pictures in {pictures[0].parent}" if pictures else "")

@@ -43,7 +43,7 @@ def evaluate(
     samples: Annotated[int, typer.Option(help="Prompts per cell.")] = 5,
     depths: Annotated[str, typer.Option(help="Depths of needles, 0 to 1.")] = "0,0.25,0.5,0.75,1",
     text: Annotated[
-        str | None, typer.Option(help="For perplexity and haystacks: a .txt, .jsonl or .parquet file, or hub:NAME.")
+        str | None, typer.Option(help="For perplexity, haystacks: .txt, .jsonl[:FIELD], .parquet, a folder, hub:NAME.")
     ] = None,
     options: Annotated[list[str] | None, typer.Option("--set", help="TASK.OPTION=VALUE; may be repeated.")] = None,
     generate: Annotated[bool, typer.Option("--generate", help="Generate where a forced answer would do.")] = False,
@@ -101,26 +101,32 @@ def evaluate(
         raise typer.Exit(130) from None
     if not _is_main():
         return
+    from ..evaluation.report import write_run
+
+    written = [out / "results.json", *write_run(results, out)]
     if as_json:
         print_json(results)
     else:
-        _print(results, out)
+        _print(results, written)
+    if results.get("verdict", {}).get("broken"):
+        raise CommandError(results["verdict"]["words"][0])
     failed = [name for name, task in results["tasks"].items() if task["status"] == "error"]
     if failed:
         raise CommandError(f"{', '.join(failed)}: {results['tasks'][failed[0]]['reason']}")
 
 
-def _print(results: dict[str, Any], out: Path) -> None:
+def _print(results: dict[str, Any], written: list[Path]) -> None:
     from rich.console import Console
 
     from ..evaluation.tables import show, tables
+    from .common import name_files
 
     console = Console()
     for table in tables(results):
         show(table, console)
     for words in results.get("verdict", {}).get("words", []):
         console.print(words, highlight=False, soft_wrap=True)
-    console.print(f"Written: {out / 'results.json'}", highlight=False, soft_wrap=True)
+    console.print(f"Written: {name_files(written)}", highlight=False, soft_wrap=True)
 
 
 def _is_main() -> bool:
@@ -151,6 +157,7 @@ def _list(as_json: bool) -> None:
 
     from ..evaluation import list_tasks
     from ..evaluation import tasks as _tasks  # noqa: F401  (registers them)
+    from ..evaluation.bridges.lm_eval import HELP as LM_EVAL
     from ..evaluation.task import GROUPS, NEEDS
     from .common import print_json
 
@@ -170,6 +177,7 @@ def _list(as_json: bool) -> None:
                     for name, task in list_tasks().items()
                 ],
                 "groups": {name: members() for name, members in GROUPS.items()},
+                "others": {"lm_eval/NAME": LM_EVAL},
             }
         )
         return
@@ -183,3 +191,4 @@ def _list(as_json: bool) -> None:
     console.print(table)
     for name, members in GROUPS.items():
         console.print(f"{name}: {', '.join(members())}", highlight=False)
+    console.print(f"lm_eval/NAME: {LM_EVAL}", highlight=False, markup=False)

@@ -77,7 +77,8 @@ def judge(tasks: Mapping[str, Any], trained: int) -> dict[str, Any]:
         str(n): {"fluent": fluent.get(n), "flat": flat.get(n), "retrieves": retrieves.get(n)}
         for n in sorted({*fluent, *flat, *retrieves})
     }
-    blind = sorted(n for n, found in retrieves.items() if not found and (fluent.get(n) or flat.get(n)))
+    well = {n for n, kept in fluent.items() if kept} | {n for n, kept in flat.items() if kept and n > min(flat)}
+    blind = sorted(n for n, found in retrieves.items() if not found and n in well)
     short = _short(tasks)
     kept = {"Perplexity equals stock's": fluent, "Perplexity is flat": flat, "Retrieval holds": retrieves}
     words = _words(short, kept)
