@@ -45,6 +45,6 @@ def progress_bar() -> Iterator[Callable[[str, float, float], None]]:
 
 def source_text(name: str) -> Any:
     """The text a user names."""
-    from ..texts import text_from
+    from ..evaluation.sources import load_text
 
-    return text_from(Path(name))
+    return load_text(name)

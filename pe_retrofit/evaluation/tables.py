@@ -69,6 +69,8 @@ def _table(results: Mapping[str, Any], task: Mapping[str, Any], rows: Sequence[M
         caption += f" Effective length: {thousands(task['effective_length'])}."
     elif "effective_length_reason" in task:
         caption += f" No effective length: {task['effective_length_reason']}."
+    if task.get("note"):
+        caption += f" {task['note']}"
     if task.get("reason"):
         caption += f" {task['status']}: {task['reason']}"
     return Table(title, head, lines, caption)

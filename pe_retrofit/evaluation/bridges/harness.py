@@ -136,10 +136,10 @@ def _manager(name: str, include: str, given: dict[str, Any]) -> Any:
 
 def _why_not(name: str, length: int, error: Exception) -> str:
     """Its failure in words."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     if isinstance(error, OSError) or "Hub" in text or "offline" in text.lower():
         return (
-            f"lm-eval's task {name!r} takes its data from the Hugging Face Hub, which cannot be reached: {text}. "
+            f"lm-eval's task {name!r} takes its data from the network, which cannot be reached: {text}. "
             f"Without a network work: {', '.join(OFFLINE)}."
         )
     return f"lm-eval cannot make samples of {name!r} with {length} tokens: {text}."

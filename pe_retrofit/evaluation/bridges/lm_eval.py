@@ -12,13 +12,18 @@ from ...config import flag
 from ...errors import UnsupportedError
 from ..metrics import contained
 from ..task import PROVIDERS, Item, Record, Task, TaskOptions, fingerprint
-from .harness import NoScore, ask, harness_model, load_task, require, save_tokenizer, score_of, silent
+from .harness import OFFLINE, ask, harness_model, load_task, require, save_tokenizer, score_of, silent
 
 if TYPE_CHECKING:
     from ..setting import Setting
     from ..subject import Subject
 
 PREFIX = "lm_eval"
+
+HELP = (
+    "any task of lm-evaluation-harness that scores 0 to 1, by its own code (pip install 'pe_retrofit[eval]'). Without "
+    f"a network: {', '.join(OFFLINE)}. Options: replay=true answers again with our own code; include=FOLDER adds tasks"
+)
 
 NOTES: Mapping[str, str] = {
     "ruler_cwe": "lm-eval drops the solved example in front of the question: not comparable with NVIDIA's table.",
@@ -173,8 +178,13 @@ class HarnessTask(Task):
 
 
 def replay(subject: Subject, prompt: Sequence[int], new_tokens: int, references: Sequence[str]) -> tuple[str, float]:
-    """Answer a prompt of lm-eval with this package's own generation and metric: the text and its score, 0 to 1."""
-    text = subject.decode(subject.generate([prompt], new_tokens)[0])
+    """Answer a prompt of lm-eval with this package's own generation and metric: the text and its score, 0 to 1.
+
+    lm-eval also stops at the tokenizer's end of text, which the model's own settings may not name.
+    """
+    tokens = subject.generate([prompt], new_tokens)[0]
+    end = subject.tokenizer.eos_token_id
+    text = subject.decode(tokens[: tokens.index(end)] if end in tokens else tokens)
     return text, contained(text, references)
 
 
@@ -209,5 +219,3 @@ def _metrics(task: Any) -> list[str]:
 
 
 PROVIDERS[PREFIX] = named
-
-__all__ = ["HarnessTask", "NoScore", "named", "replay"]
