@@ -54,6 +54,9 @@ def integrity(subject: Subject) -> dict[str, Any]:
         except (ConfigError, UnsupportedError) as error:
             found[name] = {"ok": None, "reason": str(error)}
             continue
+        except RuntimeError as error:  # what cannot even run is not whole
+            found[name] = {"ok": False, "reason": f"{type(error).__name__}: {error}"}
+            continue
         tolerance = TOLERANCE.get(subject.host.base.dtype, HALF)
         # a comparison with NaN is false, as it should be
         found[name] = {"ok": bool(difference <= tolerance), "difference": difference, "tolerance": tolerance}
@@ -63,11 +66,16 @@ def integrity(subject: Subject) -> dict[str, Any]:
 def complaints(found: dict[str, Any]) -> list[str]:
     """A sentence for each check that failed."""
     return [
-        f"Broken ({name}): {MEANS[name]} (difference {check['difference']:.3g}, at most {check['tolerance']:g} is "
-        "rounding). The scores of this model are void."
+        f"Broken ({name}): {MEANS[name]} ({_amount(check)}). The scores of this model are void."
         for name, check in found.items()
         if check["ok"] is False
     ]
+
+
+def _amount(check: dict[str, Any]) -> str:
+    if "reason" in check:
+        return str(check["reason"])
+    return f"difference {check['difference']:.3g}, at most {check['tolerance']:g} is rounding"
 
 
 def _states(subject: Subject, ids: Tensor, **more: Any) -> Any:
