@@ -60,7 +60,7 @@ def _table(results: Mapping[str, Any], task: Mapping[str, Any], rows: Sequence[M
         sign = signed if scored else (lambda v: "-" if v is None else f"{v:.3f}x")
         lines.append(["minus stock" if scored else "over stock", *(sign(row.get(kind)) for row in rows)])
         lines.append(["  95 %, paired", *(interval(row.get(f"{kind}_ci95"), sign) for row in rows)])
-    if scored:
+    if scored and any(row["nll"] is not None for row in rows):
         lines.append(["nll of the answer", *(number(row["nll"]) for row in rows)])
     if any("agreement" in row for row in rows):
         lines.append(["generated agrees", *(percent(row.get("agreement")) for row in rows)])
@@ -73,6 +73,9 @@ def _table(results: Mapping[str, Any], task: Mapping[str, Any], rows: Sequence[M
         caption += f" {task['note']}"
     if task.get("reason"):
         caption += f" {task['status']}: {task['reason']}"
+    problems = task.get("stock_run", {}).get("problems", {})
+    if problems:
+        caption += f" No stock at {', '.join(thousands(int(n)) for n in problems)}: {next(iter(problems.values()))}"
     return Table(title, head, lines, caption)
 
 
