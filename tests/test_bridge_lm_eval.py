@@ -390,7 +390,7 @@ def test_rulers_needle_in_a_real_model_agrees_with_our_own() -> None:
         tokenizer,
         tasks=["lm_eval/niah_single_1"],
         options={"lm_eval/niah_single_1": {"replay": True}},
-        lengths=[512],
+        lengths=[256],
         samples=2,
         against=None,
     )
