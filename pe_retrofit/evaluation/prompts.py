@@ -199,6 +199,8 @@ def _tokens(subject: Subject, prompt: Prompt) -> list[int]:
     if prompt.messages is None:
         with quiet():
             ids = list(tokenizer.encode(prompt.prompt))  # with the special tokens it adds by itself
+        if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+            ids = ids[:-1]  # the text is to be continued
     else:
         if not getattr(tokenizer, "chat_template", None):
             raise UnsupportedError("its tokenizer has no chat template. Give a prompt instead of messages.")
