@@ -479,7 +479,7 @@ def test_the_command_line_on_the_real_encoder(tmp_path: Path) -> None:
 
 @pytest.mark.real
 def test_the_real_decoder_before_and_after_alibi(tmp_path: Path) -> None:
-    result = cli("alibi@smollm2", "--length", "128", "--out", str(tmp_path), "--no-generate", "--json")
+    result = cli("alibi@smollm2", "--length", "64", "--out", str(tmp_path), "--no-generate", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     rows = {row["measure"]: row for row in found["summary"]}

@@ -109,9 +109,9 @@ def test_the_real_decoder_copies_and_draws_no_special_token() -> None:
     ordinary = set(ordinary_tokens(subject))
     assert not ordinary & set(opened.tokenizer.all_special_ids)
     assert len(ordinary) > 49_000
-    task, setting = probe(), Setting(lengths=(256,), samples=2)
+    task, setting = probe(repeated=32), Setting(lengths=(128,), samples=2)
     items = list(task.items(subject, setting))
     for second, first in task.run(subject, items, setting):
-        assert second["score"] > 0.8
-        assert first["score"] < 0.1
-        assert second["nll"] < 2 < 8 < first["nll"]
+        assert first["score"] == 0, "nobody can guess random tokens"
+        assert second["score"] > 0.25
+        assert second["nll"] < first["nll"] - 5
