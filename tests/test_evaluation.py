@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers as hf
 from bytetokens import ByteTokenizer
+from tiny import bert
 
 from pe_retrofit import ConfigError, UnsupportedError, patch_model, status, texts, unpatch_model
 from pe_retrofit.evaluation import Interrupted, Setting, evaluate_model, read
@@ -468,3 +469,14 @@ def test_the_report_is_told_of_all_work(model: Any, text: texts.Text) -> None:
     done = [d for d, _ in seen]
     assert done == sorted(done)
     assert seen[-1][0] == pytest.approx(seen[-1][1])
+
+
+@pytest.mark.parametrize(("spec", "limited"), [("alibi", False), ("sinusoidal", False), (["native", "t5"], True)])
+def test_a_table_that_was_taken_away_limits_no_length(spec: Any, limited: bool) -> None:
+    model = patch_model(bert(vocab_size=260), spec)
+    subject = Subject(model, ByteTokenizer(), "bert")
+    if limited:
+        with pytest.raises(UnsupportedError, match="reads at most 32 tokens"):
+            subject.hidden([[5] * 40])
+    else:
+        assert subject.hidden([list(range(40))]).isfinite().all()

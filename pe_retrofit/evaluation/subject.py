@@ -76,8 +76,11 @@ class Subject:
 
     @property
     def longest(self) -> int | None:
-        """Tokens its position table holds; None where no table limits it."""
-        return None if self.host.table is None else self.host.table.weight.shape[0] - self.host.reserved_rows
+        """Tokens its position table holds; None where no table limits it, as where an encoding took its place."""
+        table = self.host.table
+        if table is None or not getattr(table, "keeps_rows", True):
+            return None
+        return table.weight.shape[0] - self.host.reserved_rows
 
     @property
     def start(self) -> list[int]:
