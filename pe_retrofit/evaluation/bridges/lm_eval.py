@@ -87,8 +87,8 @@ class HarnessTask(Task):
     ``samples`` of the setting is how many of its samples are asked, at each length by itself. A task that has no
     lengths is asked once, and stands under the shortest one.
 
-    RULER's lengths in lm-eval leave out the beginning of the answer that it puts behind the question, so a prompt may be
-    some tokens longer than its length; ``actual_lengths`` of the results counts all of them.
+    RULER's lengths in lm-eval leave out the beginning of the answer that it puts behind the question, so a prompt may
+    be some tokens longer than its length; ``actual_lengths`` of the results counts all of them.
     """
 
     harness_name: ClassVar[str]
