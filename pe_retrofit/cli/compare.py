@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
 
 
 def compare(
-    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Results folders; models with --prompts.")],
+    names: Annotated[list[str], typer.Argument(metavar="RUN", help="Results folders; models with --prompts.")],
     prompts: Annotated[Path | None, typer.Option(help="A .jsonl file of prompts, for an A/B of models.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for what is written.")] = Path("out/compare"),
     max_new_tokens: Annotated[

@@ -151,6 +151,7 @@ def _answer_all(
                 opened = open_model(name, **keywords)
                 subject = Subject(opened.model, opened.tokenizer, name)
                 _check(subject)
+                subject.hidden([(subject.start or [0]) * 8])  # first calls are slow; they are not the answer's
                 model = {**about(subject), "base": opened.base, "vocabulary": _vocabulary(subject.tokenizer)}
             work.say(f"{name}, {prompt.id}")
             try:
