@@ -77,6 +77,8 @@ def test_the_answers_follow_from_the_prompt(name: str, seed: int, length: int, d
             assert found[-1] == references
             shown = re.search(r"they are: ([A-Z ]+)\n", prompt)
             assert len(references) == 5
+            own = re.findall(r"VAR (\w{5}) = VAR (\w+)", prompt)
+            assert own == list(zip(references[1:], references, strict=False)), "each hop refers to the one before"
             assert shown is not None
             assert found[0] == shown[1].split()
         elif name == "cwe":
@@ -85,6 +87,8 @@ def test_the_answers_follow_from_the_prompt(name: str, seed: int, length: int, d
             shown_words = re.findall(r"\d+\. (\S+)", example[example.index("list are:") :])
             assert sorted(found[0]) == sorted(shown_words)
             assert not set(found[0]) & set(references)
+            words = set(re.findall(r"\d+\. (\S+)", prompt[prompt.rindex("Below is") : prompt.rindex("\nQuestion")]))
+            assert not [w for w in words - set(references) if any(r in w or w in r for r in references)]
         elif name == "fwe":
             assert solve_frequent(prompt) == references
         elif name == "qa":
@@ -251,6 +255,16 @@ def test_frequent_words_follow_zipf() -> None:
         assert counts[word] == pytest.approx(top / rank**2, rel=0.05)
     assert zeta(2.0) == pytest.approx(3.141592653589793**2 / 6, rel=1e-9)
     assert zeta(1.1) == pytest.approx(10.5844484649508, rel=1e-6)
+
+
+@pytest.mark.parametrize("length", range(150, 520, 15))
+def test_frequent_words_are_never_in_doubt(length: int) -> None:
+    try:
+        found = prompts_of("fwe", lengths=[length], samples=3)
+    except UnsupportedError:
+        assert length < 380
+        return
+    assert [solve_frequent(prompt) for prompt, _, _ in found] == [references for _, references, _ in found]
 
 
 @pytest.mark.parametrize("name", NAMES)
