@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from bytetokens import ByteTokenizer
 from matrix import HOSTS, cached_logits, distance, logits, tokens
 
 from pe_retrofit import get_encoding, patch_model, status
@@ -69,3 +70,21 @@ def test_page_formulas(page: dict[str, Any]) -> None:
     ids = tokens(1, 40)
     assert distance(cached_logits(model, ids, (20, 1, 19)), logits(model, ids, use_cache=False)) < 1e-4
     assert "skewed" in status(patch_model(HOSTS["llama"].fresh(), "near")).patches[0].kernel
+
+
+def test_the_task_of_the_evaluation_page_runs() -> None:
+    """Its own task can be named, is built as it says, and scores."""
+    from test_evaluation import SMALL, tiny
+
+    from pe_retrofit.evaluation import evaluate_model
+    from pe_retrofit.evaluation.task import _TASKS
+
+    page = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "register_task" in b]
+    try:
+        exec(compile(block, "docs/evaluation.md", "exec", dont_inherit=True), {"__name__": "task_of_the_page"})
+        found = evaluate_model(tiny(), ByteTokenizer(), **{**SMALL, "tasks": ("capital",), "options": {}})
+    finally:
+        _TASKS.pop("capital", None)
+    assert found["tasks"]["capital"]["n"] == 4
+    assert found["tasks"]["capital"]["status"] == "ok"
