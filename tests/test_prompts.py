@@ -19,7 +19,8 @@ from pe_retrofit.errors import ConfigError, UnsupportedError
 from pe_retrofit.evaluation import prompts as module
 from pe_retrofit.evaluation.metrics import repetition
 from pe_retrofit.evaluation.promptfile import read_prompts
-from pe_retrofit.evaluation.prompts import Interrupted, agreement, compare_prompts
+from pe_retrofit.evaluation.promptresults import agreement
+from pe_retrofit.evaluation.prompts import Interrupted, compare_prompts
 from pe_retrofit.evaluation.report.answers import answers_html, answers_markdown, write_answers
 
 LINES = [
