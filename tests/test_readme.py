@@ -12,6 +12,7 @@ from typer.main import get_command
 from pe_retrofit import capabilities, patch_model
 from pe_retrofit.cli.app import build
 from pe_retrofit.cli.support import BEGIN, END, markdown
+from pe_retrofit.evaluation import listing
 from pe_retrofit.patchers.family import FAMILIES
 
 ROOT = Path(__file__).parent.parent
@@ -21,6 +22,8 @@ PAGES = [
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "docs/add_an_encoding.md",
+    "docs/bridges.md",
+    "docs/evaluation.md",
     "recipes/README.md",
     "notebooks/README.md",
 ]
@@ -35,6 +38,11 @@ def test_table_of_capabilities_is_the_generated_one() -> None:
     """That it is true is tested in test_capabilities.py."""
     found = README.split(capabilities.BEGIN)[1].split(capabilities.END)[0].strip()
     assert found == capabilities.markdown(), f"Put this table between the markers:\n\n{capabilities.markdown()}"
+
+
+def test_table_of_tasks_is_the_generated_one() -> None:
+    found = README.split(listing.BEGIN)[1].split(listing.END)[0].strip()
+    assert found == listing.markdown(), f"Put this table between the markers:\n\n{listing.markdown()}"
 
 
 def test_families_are_listed_with_their_members() -> None:
