@@ -422,7 +422,7 @@ def test_a_bad_file_is_refused_with_its_line(line: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_bytes_as_tokens(name: str) -> None:
     subject = Scripted(ByteTokenizer())
-    for item in items_of(name, subject, lengths=[6000], samples=1, depths=[0.5]):
+    for item in items_of(name, subject, {"new_tokens": 1}, lengths=[6000], samples=1, depths=[0.5]):
         assert 0.95 * 6000 <= item.tokens <= 6000
         assert item.content.new_tokens >= len(item.content.answer), "the right answer could not be generated whole"
 
