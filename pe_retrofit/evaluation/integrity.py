@@ -47,7 +47,7 @@ def integrity(subject: Subject) -> dict[str, Any]:
     size = subject.model.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(SEED)
     ids = torch.randint(min(3, size - 1), size, (1, count), generator=generator).to(subject.device)
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, check in checks.items():
         try:
             difference = check(subject, ids)
