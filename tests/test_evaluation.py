@@ -268,7 +268,16 @@ def test_a_run_may_grow_but_not_change(
     with pytest.raises(ConfigError, match="options or version of passkey"):
         small(model, text, tasks=("passkey",), options={"passkey": {"digits": 7}}, out=tmp_path)
     patch_model(model, "nope")
-    with pytest.raises(ConfigError, match="model"):
+    with pytest.raises(ConfigError, match=r"model \(encoding\)"):
+        small(model, text, tasks=("passkey",), out=tmp_path)
+
+
+def test_a_model_that_was_trained_on_is_another_model(model: Any, text: texts.Text, tmp_path: Path) -> None:
+    """The same name and folder, other weights: old answers must not be taken for its own."""
+    small(model, text, tasks=("passkey",), out=tmp_path)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.add_(1e-4)
+    with pytest.raises(ConfigError, match=r"model \(weights\) differ"):
         small(model, text, tasks=("passkey",), out=tmp_path)
 
 

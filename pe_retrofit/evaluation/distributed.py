@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from ..errors import UnsupportedError
@@ -61,7 +62,8 @@ def processes() -> Processes:
         ) from error
     import torch
 
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    # shares may differ by hours, and waiting for the slowest is no error
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
     if state.num_processes != launched:
         raise UnsupportedError(
             f"{launched} processes were launched, but accelerate sees {state.num_processes}: each would do everything. "

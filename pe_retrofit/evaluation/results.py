@@ -51,6 +51,7 @@ def about(subject: Subject, source: Mapping[str, Any] | None = None) -> dict[str
         "adapter": bool(getattr(subject.model, "peft_config", None)),
         "tokenizer": {"class": type(subject.tokenizer).__name__, "vocabulary": len(subject.tokenizer)},
         "device": subject.device.type,
+        "weights": subject.weights,
         "integrity": integrity(subject),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,9 @@ from ..models import quiet
 from ..patchers.family import find_host
 from ..texts import Text
 from .embedding import pool
+
+SOME = 64
+"""Values of a tensor that tell it from another."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,19 @@ class Subject:
                 )
             return "causal"
         return "masked" if has_head else "encoder"
+
+    @property
+    def weights(self) -> str:
+        """Twelve hexadecimal digits that change when the model is trained: of some values of every tensor."""
+        digest = hashlib.sha256()
+        for name, parameter in self.model.named_parameters():
+            if parameter.device.type == "meta":
+                continue
+            flat = parameter.detach().flatten()
+            some = flat[:: max(1, flat.numel() // SOME)]
+            digest.update(f"{name} {tuple(parameter.shape)}".encode())
+            digest.update(some.to("cpu", torch.float64).numpy().tobytes())
+        return digest.hexdigest()[:12]
 
     @property
     def device(self) -> torch.device:
