@@ -5,6 +5,9 @@
 >>> unpatch_model(model)
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from . import encodings as _encodings  # noqa: F401  (registers them)
 from .attention import register as _register_attention
 from .config import EncodingConfig
@@ -63,10 +66,23 @@ from .sites import (
 )
 from .status import PatchInfo, Status, status
 
+if TYPE_CHECKING:
+    from .evaluation import evaluate_model, inspect_model
+
 __version__ = "0.1.0"
 
 _register_attention()
 _register_hub()
+
+_LATER = {"evaluate_model": "evaluation", "inspect_model": "evaluation"}
+"""Names that are imported when they are first used, because few uses need them."""
+
+
+def __getattr__(name: str) -> object:
+    if name in _LATER:
+        return getattr(import_module(f".{_LATER[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "AlibiConfig",
@@ -124,7 +140,9 @@ __all__ = [
     "WindowConfig",
     "XposConfig",
     "YarnConfig",
+    "evaluate_model",
     "get_encoding",
+    "inspect_model",
     "list_encodings",
     "patch_model",
     "register_encoding",

@@ -145,7 +145,7 @@ def test_passkey_prompts_have_the_exact_length_and_one_needle(model: Any, length
         assert len(key) == 5
         assert words.count(f"The pass key is {key}. Remember it. {key} is the pass key.") == 1
         assert words.startswith("There is an important info")
-        assert words.endswith("What is the pass key? The pass key is")
+        assert words.endswith("What is the pass key? The pass key is ")
         noise = words.split("information there.\n")[1].split("What is the pass key?")[0]
         before, after = noise.split(f"The pass key is {key}. Remember it. {key} is the pass key.\n")
         lines = len(before + after) // 90
@@ -489,3 +489,12 @@ def test_a_table_that_was_taken_away_limits_no_length(spec: Any, limited: bool) 
             subject.hidden([[5] * 40])
     else:
         assert subject.hidden([list(range(40))]).isfinite().all()
+
+
+def test_the_package_offers_it_by_name() -> None:
+    import pe_retrofit
+
+    assert pe_retrofit.evaluate_model is evaluate_model
+    assert "evaluate_model" in pe_retrofit.__all__
+    with pytest.raises(AttributeError, match="evaluate_modle"):
+        _ = pe_retrofit.evaluate_modle

@@ -54,6 +54,8 @@ class Passkey(AnswerTask):
         head = [*subject.start, *subject.encode(INTRODUCTION)]
         needle = subject.encode(NEEDLE.format(key=key))
         question, answer = answer_tokens(subject, QUESTION, f" {key}")
+        while len(answer) > 1 and not subject.decode(answer[:1]).strip():
+            question, answer = [*question, answer[0]], answer[1:]  # a space before the key is no part of it
         line = subject.encode(NOISE)
         room = length - len(head) - len(needle) - len(question) - len(answer)
         if room < len(line):
