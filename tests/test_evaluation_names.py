@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +224,27 @@ def test_the_tasks_are_listed() -> None:
     found = {task["name"] for task in json.loads(done.stdout)["tasks"]}
     assert {"perplexity", "passkey"} <= found
     assert run("--list").exit_code == 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_the_same_command_goes_on(folder: Path, tmp_path: Path) -> None:
+    """A real signal to a real process."""
+    words = ["--tasks", "passkey", "--lengths", "384", "--samples", "300", "--depths", "0,1", "--batch-size", "1"]
+    command = [sys.executable, "-m", "pe_retrofit.cli", "eval", f"nope@{folder}", *words, "--out", str(tmp_path)]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "samples" / "model.jsonl"
+    limit = time.monotonic() + 120
+    while time.monotonic() < limit and not (log.exists() and log.read_text().count("\n") >= 3):
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=120)
+    assert running.returncode == 130, errors
+    assert "the same command goes on" in errors
+    assert "Traceback" not in errors
+    done = log.read_text().splitlines()
+    assert 3 <= len(done) < 600
+    assert json.loads((tmp_path / "results.json").read_text())["status"] == "interrupted"
+    again = run(f"nope@{folder}", *words, "--out", str(tmp_path), "--json")
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["tasks"]["passkey"]["n"] == 600
+    assert log.read_text().splitlines()[: len(done)] == done
