@@ -66,12 +66,20 @@ def window_nll(model: nn.Module, windows: Tensor) -> float:
     return total / len(windows)
 
 
+class _Given(BaseModelOutputWithPast):
+    """An output of a base model that holds hidden states, and None for whatever else its kind has."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 @contextmanager
 def _standing_aside(model: nn.Module, hidden: Tensor) -> Iterator[None]:
     """Within, this instance's base model returns ``hidden`` ``[b, n, hidden_size]`` for any input."""
     base = find_host(model).base
     before = base.__dict__.get("forward")
-    base.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=hidden)
+    base.forward = lambda *_, **__: _Given(last_hidden_state=hidden)
     try:
         yield
     finally:

@@ -117,7 +117,7 @@ def _flatness(tasks: Mapping[str, Any]) -> dict[int, bool]:
 def _retrieval(tasks: Mapping[str, Any], trained: int) -> dict[int, bool]:
     found: dict[int, list[float]] = {}
     goals = []
-    for name in RETRIEVAL:
+    for name in [n for n in tasks if n in RETRIEVAL or n.startswith("lm_eval/niah_")]:
         rows = tasks.get(name, {}).get("by_length", [])
         stock = [row for row in rows if row.get("stock") and row["length"] <= trained]
         if not stock:
