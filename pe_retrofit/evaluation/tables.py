@@ -111,7 +111,7 @@ def percent(value: float | None) -> str:
 
 def signed(value: float | None) -> str:
     """A share times 100 with its sign."""
-    return "-" if value is None else f"{100 * value:+.0f}"
+    return "-" if value is None else f"{round(100 * value) or 0:+d}"
 
 
 def interval(values: Sequence[float] | None, show: Any) -> str:
