@@ -92,6 +92,7 @@ def task_results(
     others = None if stock is None else _records(task, stock[0], stock[1])
     lengths = sorted({record["actual_length"] for record in mine})
     found: dict[str, Any] = {
+        "text": setting.to_dict()["text"],
         **task.describe(setting),
         "target_lengths": list(setting.lengths),
         "actual_lengths": [lengths[0], lengths[-1]] if lengths else [],

@@ -80,6 +80,7 @@ class Task:
         version: raised when a change would change scores.
         title: in words.
         recipe: what a sample is and how it is scored.
+        template: of the prompt, where there is one.
         source: authors, title, year, id.
         needs: ``causal`` (a decoder with a language-modelling head), ``masked`` (an encoder with one), ``head``
             (either) or ``encoder``.
@@ -93,6 +94,7 @@ class Task:
     version: ClassVar[int] = 1
     title: ClassVar[str]
     recipe: ClassVar[str]
+    template: ClassVar[str] = ""
     source: ClassVar[str] = ""
     needs: ClassVar[str] = "causal"
     metric: ClassVar[str] = "score"
@@ -122,6 +124,7 @@ class Task:
             "version": self.version,
             "title": self.title,
             "recipe": self.recipe,
+            "template": self.template,
             "source": self.source,
             "metric": self.metric,
             "unit": self.unit,

@@ -40,6 +40,7 @@ class KeyValueRetrieval(FilledTask):
     name = "kv_retrieval"
     title = "Key-value retrieval"
     recipe = "JSON of pairs of UUIDs, the pair asked for at a depth; the value occurs in what is generated; nll"
+    template = TEMPLATE
     source = "Liu et al. 2023, Lost in the Middle, arXiv 2307.03172"
     swept = True
     Options = KeyValueOptions

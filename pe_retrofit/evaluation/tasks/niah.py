@@ -169,6 +169,7 @@ class NiahSingle(Niah):
     name = "niah_single"
     title = "Needle, single"
     recipe = "one needle (key and value) at a depth of the hay; the value is asked for; share of values generated"
+    template = f"{ONE} {{value}}, with needles: {NEEDLE}"
     swept = True
 
 
@@ -179,6 +180,7 @@ class NiahMultikey(Niah):
     name = "niah_multikey"
     title = "Needle, several keys"
     recipe = "needles with different keys at random depths; the value of one is asked for; share of values generated"
+    template = f"{ONE} {{value}}, with needles: {NEEDLE}"
     Options = MultikeyOptions
     asks = ("keys", "", "")
 
@@ -190,6 +192,7 @@ class NiahMultivalue(Niah):
     name = "niah_multivalue"
     title = "Needle, several values"
     recipe = "needles with one key and several values at random depths; all are asked for; share of values generated"
+    template = f"{SEVERAL} {{value}}, ..., with needles: {NEEDLE}"
     Options = MultivalueOptions
     asks = ("", "values", "")
 
@@ -201,5 +204,6 @@ class NiahMultiquery(Niah):
     name = "niah_multiquery"
     title = "Needle, several queries"
     recipe = "needles with different keys at random depths; the values of all are asked for; share of values generated"
+    template = f"{SEVERAL} {{value}}, ..., with needles: {NEEDLE}"
     Options = MultiqueryOptions
     asks = ("", "", "queries")

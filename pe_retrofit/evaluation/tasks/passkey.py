@@ -44,6 +44,7 @@ class Passkey(AnswerTask):
     name = "passkey"
     title = "Passkey retrieval"
     recipe = "noise lines, one needle with a random number, question; exact match of the forced answer"
+    template = f"{INTRODUCTION}{NOISE}... {NEEDLE}... {NOISE}{QUESTION} {{key}}"
     source = "Mohtashami, Jaggi 2023, Landmark Attention, arXiv 2305.16300"
     scored_by = "forced"
     Options = PasskeyOptions

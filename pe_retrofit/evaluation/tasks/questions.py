@@ -58,6 +58,7 @@ class Questions(FilledTask):
     name = "qa"
     title = "Questions about documents"
     recipe = "the right document among others, in random order, and a question; any of its answers generated"
+    template = TEMPLATE
     source = (
         "template of RULER, Hsieh et al. 2024, arXiv 2404.06654, on documents about invented people (RULER takes SQuAD "
         "and HotpotQA): RULER-style"

@@ -67,6 +67,7 @@ class VariableTracking(FilledTask):
     name = "vt"
     title = "Variable tracking"
     recipe = "a chain of assignments at random depths of noise, one solved example; share of its variables generated"
+    template = TEMPLATE
     source = SOURCE
     Options = VariablesOptions
 

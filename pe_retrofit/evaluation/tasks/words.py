@@ -71,6 +71,7 @@ class CommonWords(FilledTask):
     name = "cwe"
     title = "Common words"
     recipe = "a numbered list, 10 words 30 times each, the others 3 times each, one solved example; share of the 10"
+    template = COMMON
     source = SOURCE
     Options = CommonOptions
 
@@ -144,6 +145,7 @@ class FrequentWords(FilledTask):
     name = "fwe"
     title = "Frequent words"
     recipe = "random coded words in shuffled order, frequencies by Zipf's law; share of the three most frequent"
+    template = CODED
     source = SOURCE
     Options = FrequentOptions
 
