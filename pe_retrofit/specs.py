@@ -128,6 +128,13 @@ class Named:
     spec: list[Any] | None = None
     layers: Any = None
 
+    @property
+    def label(self) -> str:
+        """The text, with the last part of a path only: what tables and published files show."""
+        if not Path(self.model).exists():
+            return self.text
+        return self.text.removesuffix(self.model) + Path(self.model).resolve().name
+
 
 def read_named(text: str) -> Named:
     """``MODEL``, or ``NAME@MODEL`` with options after a colon.

@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {
     "depths": (0.0, 1.0),
     "options": {"perplexity": {"tail": 96, "window": 64, "stride": 24, "windows": 4, "skip": 5, "documents": 2}},
 }
-VOLATILE = ("date", "seconds", "tokens_per_second", "peak_memory_bytes", "processes", "threads")
+VOLATILE = ("date", "seconds", "tokens_read", "tokens_per_second", "peak_memory_bytes", "processes", "threads")
 
 
 @pytest.fixture
@@ -224,6 +224,7 @@ def test_a_run_stopped_by_ctrl_c_goes_on_where_it_was(
         with pytest.raises(Interrupted) as stopped:
             small(model, text, out=tmp_path / "broken", batch_size=1)
     assert stopped.value.results["status"] == "interrupted"
+    assert stopped.value.results["tasks"]["perplexity"]["n"] > 0  # what was done of the task it was in is there
     assert read(tmp_path / "broken")["status"] == "interrupted"
     assert status(model).patched
     with monkeypatch.context() as patched:
@@ -498,3 +499,13 @@ def test_the_package_offers_it_by_name() -> None:
     assert "evaluate_model" in pe_retrofit.__all__
     with pytest.raises(AttributeError, match="evaluate_modle"):
         _ = pe_retrofit.evaluate_modle
+
+
+def test_the_cost_of_earlier_calls_is_kept(model: Any, text: texts.Text, tmp_path: Path) -> None:
+    first = small(model, text, tasks=("passkey",), out=tmp_path)["tasks"]["passkey"]
+    again = small(model, text, tasks=("passkey",), out=tmp_path)["tasks"]["passkey"]
+    for key in ("seconds", "tokens_read", "tokens_per_second", "peak_memory_bytes"):
+        assert again[key] == first[key]
+    assert first["tokens_read"] == 4 * sum(LENGTHS)
+    more = small(model, text, tasks=("passkey",), samples=3, out=tmp_path)["tasks"]["passkey"]
+    assert more["tokens_read"] == 6 * sum(LENGTHS)

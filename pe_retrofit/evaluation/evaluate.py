@@ -101,7 +101,7 @@ def evaluate(
     if report is not None:
         report("loading the model", 0.0, 0.0)
     opened = open_model(model, **keywords)
-    subject = Subject(opened.model, opened.tokenizer, model)
+    subject = Subject(opened.model, opened.tokenizer, opened.named.label)
     chosen = choose_tasks(list(tasks), subject.kind, options)
     run = Session(wanted, chosen, Path(out), report, who)
     return run.both(subject, describe_source(opened), side_of_name(against, opened, keywords))

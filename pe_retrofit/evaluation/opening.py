@@ -12,7 +12,6 @@ from typing import Any
 from ..errors import ConfigError, UnsupportedError
 from ..loading import Source, find_source, load_model, load_tokenizer
 from ..marking import BLOCK
-from ..models import BUNDLED
 from ..patching import patch_model, unpatch_model
 from ..specs import Named, read_named
 from ..status import status
@@ -77,15 +76,13 @@ def open_model(
         patch_model(model, named.spec, layers=named.layers)
     if adapter is not None:
         model = _with_adapter(model, adapter)
-    return Opened(named, model.eval(), tokenizer, base, adapter)
+    return Opened(named, model.eval(), tokenizer, Named(base, base).label, adapter)
 
 
 def describe_source(opened: Opened) -> dict[str, Any]:
     """Where the model comes from, for the results."""
     config = opened.model.config
-    # a package's folder differs from machine to machine
-    name = opened.base if opened.base in BUNDLED else str(opened.base)
-    return {"name": opened.named.text, "base": name, "revision": getattr(config, "_commit_hash", None)}
+    return {"name": opened.named.label, "base": opened.base, "revision": getattr(config, "_commit_hash", None)}
 
 
 def is_retrofit(folder: str) -> bool:

@@ -200,9 +200,11 @@ def _status(outcome: Outcome, records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _cost(outcome: Outcome) -> dict[str, Any]:
-    speed = outcome.tokens / outcome.seconds if outcome.tokens and outcome.seconds else None
+    seconds = round(outcome.seconds, 3)
+    speed = outcome.tokens / seconds if outcome.tokens and seconds else None
     return {
-        "seconds": round(outcome.seconds, 2),
+        "seconds": seconds,
+        "tokens_read": outcome.tokens,
         "tokens_per_second": None if speed is None else round(speed, 1),
         "peak_memory_bytes": outcome.peak_bytes,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,8 +31,10 @@ class Outcome:
 
     Attributes:
         order: keys of all items, in the order of the plan.
+        lengths: of the items.
         problems: length -> reason, for items that could not be run.
         failed: a problem was an error, not a limit of the model.
+        seconds, tokens, peak_bytes: time, tokens read and memory, of earlier calls too.
     """
 
     order: list[str] = field(default_factory=list)
@@ -42,6 +44,18 @@ class Outcome:
     seconds: float = 0.0
     tokens: int = 0
     peak_bytes: int | None = None
+
+    @classmethod
+    def of(cls, plan: Plan, earlier: Mapping[str, Any] | None = None) -> Outcome:
+        """Before anything has run, with the cost of earlier calls as the results file has it."""
+        before = earlier or {}
+        return cls(
+            [item.key for item in plan.items],
+            {item.key: item.length for item in plan.items},
+            seconds=before.get("seconds") or 0.0,
+            tokens=before.get("tokens_read") or 0,
+            peak_bytes=before.get("peak_memory_bytes"),
+        )
 
 
 @dataclass
@@ -69,29 +83,37 @@ class Plan:
 
 
 def run_plan(
-    plan: Plan, subject: Subject, setting: Setting, log: SampleLog, who: Processes, work: Work, label: str
-) -> Outcome:
-    """Run what is left of a plan.
+    plan: Plan,
+    subject: Subject,
+    setting: Setting,
+    log: SampleLog,
+    outcome: Outcome,
+    who: Processes,
+    work: Work,
+    label: str,
+) -> None:
+    """Run what is left of a plan, and write into ``outcome`` what it came to; that holds, too, when it is interrupted.
 
     Batches are laid out before they are shared out, so which prompts run together does not depend on how many
     processes there are. An item that fails is reported and tried again by the next run; the others go on.
     """
     task = plan.task
-    outcome = Outcome([item.key for item in plan.items], {item.key: item.length for item in plan.items})
     left = [item for item in plan.items if (task.name, item.key) not in log.done]
     batches = list(_batches(left, setting.batch_size, subject.device.type))
-    started = time.perf_counter()
-    with peak_memory(subject.device) as peak:
-        for number, batch in enumerate(batches):
-            if number % who.world != who.rank:
-                continue
-            work.say(f"{label}, {task.name}, {batch[0].length} tokens")
-            with work.part(subject.model, sum(item.cost() for item in batch)):
-                if batch[0].length not in outcome.problems:
-                    _run_batch(task, subject, batch, setting, log, outcome)
-    outcome.seconds = time.perf_counter() - started
-    outcome.peak_bytes = peak.get("peak")
-    return outcome
+    earlier, started = outcome.seconds, time.perf_counter()
+    try:
+        with peak_memory(subject.device) as peak:
+            for number, batch in enumerate(batches):
+                if number % who.world != who.rank:
+                    continue
+                work.say(f"{label}, {task.name}, {batch[0].length} tokens")
+                with work.part(subject.model, sum(item.cost() for item in batch)):
+                    if batch[0].length not in outcome.problems:
+                        _run_batch(task, subject, batch, setting, log, outcome)
+        if batches and "peak" in peak:
+            outcome.peak_bytes = max(outcome.peak_bytes or 0, peak["peak"])
+    finally:
+        outcome.seconds = earlier + time.perf_counter() - started if batches else earlier
 
 
 def _run_batch(

@@ -12,7 +12,7 @@ from ..progress import Report, Work
 from .distributed import Processes
 from .folder import MODEL, SAMPLES, STOCK, check_samples, claim
 from .log import SampleLog
-from .results import about, assemble, task_results, write
+from .results import FILE, about, assemble, read, task_results, write
 from .runner import Outcome, Plan, run_plan
 from .setting import Setting
 from .sides import Side, borrow, described_in
@@ -38,6 +38,7 @@ class Session:
     report: Report | None
     who: Processes
     trained: int = 0
+    earlier: Mapping[str, Any] = field(default_factory=dict)
     parts: dict[str, dict[str, Outcome]] = field(default_factory=dict)
 
     def both(self, subject: Subject, source: dict[str, Any] | None, side: Side | None) -> dict[str, Any]:
@@ -48,6 +49,7 @@ class Session:
         if self.out is not None:
             against = None if side is None else side.name
             claim(self.out, mine, against, self.setting, self.tasks, write=self.who.main)
+            self.earlier = read(self.out)["tasks"] if (self.out / FILE).exists() else {}
         self.who.wait()
         logs = {
             role: SampleLog(samples, role, self.who.rank, self.who.world) for role in (MODEL, STOCK)[: 2 if side else 1]
@@ -99,7 +101,10 @@ class Session:
     ) -> None:
         self.parts[role] = {}
         for plan in plans:
-            self.parts[role][plan.task.name] = run_plan(plan, subject, self.setting, logs[role], self.who, work, role)
+            task = self.earlier.get(plan.task.name, {})
+            outcome = Outcome.of(plan, task if role == MODEL else task.get("stock_run"))
+            self.parts[role][plan.task.name] = outcome
+            run_plan(plan, subject, self.setting, logs[role], outcome, self.who, work, role)
             if self.out is not None and self.who.world == 1:
                 write(self._assemble(plans, logs, described, "running"), self.out)
 

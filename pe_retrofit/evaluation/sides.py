@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..specs import read_named
 from ..status import status
 from .folder import MODEL, RUN, SAMPLES, STOCK
 from .lifting import lifted
@@ -44,7 +45,7 @@ def side_of_model(against: Any, subject: Subject) -> Side | None:
     if isinstance(against, str) and against == "unpatched":
         return Side(lambda: lifted(model), f"{subject.name}, unpatched")
     if isinstance(against, (str, Path)):
-        return Side(None, str(against), Path(against))
+        return Side(None, Path(against).resolve().name, Path(against))
     return Side(lambda: nullcontext(against), type(against).__name__)
 
 
@@ -58,7 +59,7 @@ def side_of_name(against: str | None, opened: Opened, keywords: dict[str, Any]) 
         return Side(opened.stock, opened.base, source={"base": opened.base})
     path = Path(against)
     if path.is_dir() and (path / RUN).is_file():
-        return Side(None, against, path)
+        return Side(None, path.resolve().name, path)
 
     @contextmanager
     def load() -> Iterator[Any]:
@@ -66,7 +67,8 @@ def side_of_name(against: str | None, opened: Opened, keywords: dict[str, Any]) 
         other = open_model(against, **{**keywords, "gguf_file": None})
         yield other.model
 
-    return Side(load, against, source={"base": against})
+    label = read_named(against).label
+    return Side(load, label, source={"base": label})
 
 
 def borrow(folder: Path, log: SampleLog, plans: Sequence[Plan]) -> dict[str, Outcome]:
@@ -89,7 +91,8 @@ def borrow(folder: Path, log: SampleLog, plans: Sequence[Plan]) -> dict[str, Out
                 missing += 1
             elif (name, item.key) not in log.done:
                 log.add(name, item.key, records)
-        outcomes[name] = Outcome([item.key for item in plan.items], problems=problems)
+        outcome = outcomes[name] = Outcome.of(plan)
+        outcome.problems = problems
     if missing:
         raise ConfigError(
             f"The run {str(folder)!r} lacks {missing} of the samples of this run, or has others. Run it with the same "
