@@ -178,8 +178,7 @@ def _answer(subject: Subject, prompt: Prompt, new_tokens: int, decoding: Decodin
         started = time.perf_counter()
         row = _generate(subject, ids, new_tokens, decoding, clock)
         total = time.perf_counter() - started
-    stops = _stops(subject)
-    kept = row[: next((i for i, token in enumerate(row) if token in stops), len(row))]
+    kept = subject.until_end(row)
     return {
         "prompt_tokens": len(ids),
         "new_tokens": len(row),
@@ -215,8 +214,6 @@ def _tokens(subject: Subject, prompt: Prompt) -> list[int]:
 
 @torch.no_grad()
 def _generate(subject: Subject, ids: list[int], new_tokens: int, decoding: Decoding, clock: _Clock) -> list[int]:
-    stops = _stops(subject)
-    pad = subject.model.generation_config.pad_token_id
     sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if decoding.temperature > 0:
         sampling = {"do_sample": True, "temperature": decoding.temperature, "top_p": 1.0, "top_k": 0}
@@ -229,17 +226,12 @@ def _generate(subject: Subject, ids: list[int], new_tokens: int, decoding: Decod
             num_beams=1,
             use_cache=True,
             repetition_penalty=1.0,
-            pad_token_id=pad if pad is not None else (stops[0] if stops else 0),
+            pad_token_id=subject.pad,
             streamer=clock,
             **sampling,
         )
     row: list[int] = made[0, len(ids) :].tolist()
     return row
-
-
-def _stops(subject: Subject) -> list[int]:
-    stops = subject.model.generation_config.eos_token_id
-    return [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
 
 
 def _stamp(name: str) -> list[tuple[str, int, int]]:

@@ -189,10 +189,6 @@ class Subject:
             cache: of a first part of the prompts.
         """
         ids = torch.tensor([list(prompt) for prompt in prompts], device=self.device)
-        settings = self.model.generation_config
-        stops = settings.eos_token_id
-        stops = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
-        pad = settings.pad_token_id
         with quiet():
             rows = self.model.generate(
                 ids,
@@ -206,9 +202,26 @@ class Subject:
                 top_p=None,
                 top_k=None,
                 repetition_penalty=1.0,
-                pad_token_id=pad if pad is not None else (stops[0] if stops else 0),
+                pad_token_id=self.pad,
             )[:, ids.shape[1] :].tolist()
-        return [row[: next((i for i, token in enumerate(row) if token in stops), len(row))] for row in rows]
+        return [self.until_end(row) for row in rows]
+
+    @property
+    def stops(self) -> list[int]:
+        """Tokens that end a generated text."""
+        stops = self.model.generation_config.eos_token_id
+        return [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
+
+    @property
+    def pad(self) -> int:
+        """What ``generate`` fills finished rows with."""
+        pad = self.model.generation_config.pad_token_id
+        return int(pad) if pad is not None else (self.stops or [0])[0]
+
+    def until_end(self, row: Sequence[int]) -> list[int]:
+        """Generated tokens up to the one that ends the text."""
+        stops = self.stops
+        return list(row[: next((i for i, token in enumerate(row) if token in stops), len(row))])
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of tokens."""
