@@ -11,7 +11,7 @@ HELP = """Evaluate a model on long-context tasks next to the original: tables, p
 
 MODEL is a hub id, a folder, an adapter's folder, a GGUF file, smollm2 or minilm (from Python packages), or NAME@MODEL,
 which patches on the fly. Stopped by Ctrl-C or killed, the same command goes on where it was; more lengths, samples or
-tasks can be added the same way. With several devices: accelerate launch -m pe_retrofit.cli eval ...
+tasks can be added the same way. With several devices: torchrun --nproc_per_node 4 -m pe_retrofit.cli eval ...
 
 Examples:
 
