@@ -31,14 +31,12 @@ class Outcome:
 
     Attributes:
         order: keys of all items, in the order of the plan.
-        lengths: of the items.
         problems: length -> reason, for items that could not be run.
         failed: a problem was an error, not a limit of the model.
         seconds, tokens, peak_bytes: time, tokens read and memory, of earlier calls too.
     """
 
     order: list[str] = field(default_factory=list)
-    lengths: dict[str, int] = field(default_factory=dict)
     problems: dict[int, str] = field(default_factory=dict)
     failed: bool = False
     seconds: float = 0.0
@@ -51,7 +49,6 @@ class Outcome:
         before = earlier or {}
         return cls(
             [item.key for item in plan.items],
-            {item.key: item.length for item in plan.items},
             seconds=before.get("seconds") or 0.0,
             tokens=before.get("tokens_read") or 0,
             peak_bytes=before.get("peak_memory_bytes"),

@@ -44,7 +44,6 @@ class Subject:
         model: of a supported family, in evaluation mode.
         tokenizer: of the model.
         name: in tables and files.
-        text_cache: tokens of texts, shared by the subjects of a run that have the same tokenizer.
 
     Raises:
         UnsupportedError: the model is a decoder or encoder without what an evaluation needs.
@@ -169,6 +168,7 @@ class Subject:
     ) -> tuple[list[Forced], list[list[int]]]:
         """:meth:`forced` and :meth:`generate` with one pass over the prompts: its cache serves the generation."""
         rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        self.check_length(len(rows[0]))
         ids = torch.tensor(rows, device=self.device)
         output = self.host.base(input_ids=ids, use_cache=True)
         forced = self._judge(output.last_hidden_state[:, -len(answers[0]) - 1 : -1], answers)

@@ -114,10 +114,12 @@ def inspect_named(
         if opened.changed:
             side = _Side(opened.stock, opened.base)
     elif against not in (None, "none"):
-        other = open_model(against, **keywords).model
-        side = _Side(lambda: nullcontext(other), against, other)
+        stock = open_model(against, **keywords)
+        side = _Side(lambda: nullcontext(stock.model), stock.named.label, stock.model)
     inspection = _Inspection(length, text or python_topics(), generate, report)
-    return inspection.run(Subject(opened.model, opened.tokenizer, model), describe_source(opened), side, out)
+    return inspection.run(
+        Subject(opened.model, opened.tokenizer, opened.named.label), describe_source(opened), side, out
+    )
 
 
 @dataclass
