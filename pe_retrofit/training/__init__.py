@@ -1,0 +1,1 @@
+"""Fine-tune a patched model: data, LoRA, the Trainer, many devices."""
