@@ -93,14 +93,14 @@ def integers(default: Sequence[int], *, low: int, high: int, most: int, help: st
     return field(default=tuple(default), metadata={_CHECK: check, _HELP: help})
 
 
-def words(*, most: int, help: str) -> Any:
-    """A text of 1 to ``most`` characters, such as the name of a file; ``None`` by default."""
+def words(default: Any = None, *, most: int, help: str) -> Any:
+    """A text of 1 to ``most`` characters, such as the name of a file; ``None`` too where that is the default."""
 
     def check(value: Any) -> str | None:
-        good = value is None or (isinstance(value, str) and 0 < len(value) <= most)
+        good = (value is None and default is None) or (isinstance(value, str) and 0 < len(value) <= most)
         return None if good else f"must be a text of 1 to {most} characters"
 
-    return field(default=None, metadata={_CHECK: check, _HELP: help})
+    return field(default=default, metadata={_CHECK: check, _HELP: help})
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,7 @@ class StrictOptions:
         if not problems:
             problems = list(self.check())
         if problems:
-            lines = "".join(f"\n  - {p}" for p in problems)
-            raise ConfigError(f"The options of {self.noun} {self.name!r} are not valid:{lines}")
+            raise _refusal(f"The options of {self.noun} {self.name!r} are not valid:", problems)
 
     def check(self) -> Sequence[str]:
         """Problems that concern several fields at once; empty when all is well."""
@@ -160,8 +159,7 @@ class StrictOptions:
                 if check and (problem := check(value)):
                     problems.append(f"{key}={_shorten(value)} {problem}")
             allowed = ", ".join(known) or "none"
-            lines = "".join(f"\n  - {p}" for p in problems)
-            raise ConfigError(f"The options of {cls.noun} {cls.name!r} are not valid (options: {allowed}):{lines}")
+            raise _refusal(f"The options of {cls.noun} {cls.name!r} are not valid (options: {allowed}):", problems)
         return cls(**good)
 
     @classmethod
@@ -180,6 +178,12 @@ class StrictOptions:
 @dataclass(frozen=True)
 class EncodingConfig(StrictOptions):
     """Base of every encoding's options."""
+
+
+def _refusal(head: str, problems: Sequence[str]) -> ConfigError:
+    error = ConfigError(head + "".join(f"\n  - {p}" for p in problems))
+    error.problems = tuple(problems)
+    return error
 
 
 def _is_finite(value: Any) -> bool:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 
 class ConfigError(ValueError):
-    """An encoding's options are wrong. The message lists every problem found, not only the first."""
+    """Options are wrong. The message lists every problem found, not only the first.
+
+    Attributes:
+        problems: one line each, where several were found in one place.
+    """
+
+    problems: tuple[str, ...] = ()
 
 
 class UnsupportedError(ValueError):
