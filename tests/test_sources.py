@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from pe_retrofit import sources
 from pe_retrofit.errors import ConfigError, UnsupportedError
-from pe_retrofit.evaluation import sources
-from pe_retrofit.evaluation.sources import load_text
+from pe_retrofit.sources import load_text
+from pe_retrofit.texts import python_sources, python_topics
 
 datasets = pytest.importorskip("datasets", reason="the extra 'eval' is not installed")
 
@@ -195,3 +196,27 @@ def test_the_command_line_reads_them(tmp_path: Path) -> None:
     from pe_retrofit.cli.running import source_text
 
     assert source_text(str(write(tmp_path / "c.jsonl", ROWS))).content == JOINED
+
+
+def test_the_texts_every_python_has() -> None:
+    topics, modules, both = (load_text(name) for name in ("python_topics", "python_sources", "python"))
+    assert topics.content == python_topics().content
+    assert modules.sha256 == python_sources().sha256
+    assert both.content == topics.content + "\n\n" + modules.content
+    assert both.name == f"{topics.name} + {modules.name}"
+    with pytest.raises(ConfigError, match="python_topics"):
+        load_text("pythonic")
+
+
+def test_a_split_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def loader(*args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        asked.append(kwargs["split"])
+        return ROWS
+
+    monkeypatch.setattr(sources, "_loader", lambda: loader)
+    load_text("hub:someone/books")
+    load_text("hub:someone/books", split="train")
+    load_text("hub:someone/books::validation", split="train")
+    assert asked == ["test", "train", "validation"]

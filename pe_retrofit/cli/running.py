@@ -44,6 +44,6 @@ def progress_bar() -> Iterator[Callable[[str, float, float], None]]:
 
 def source_text(name: str) -> Any:
     """The text a user names."""
-    from ..evaluation.sources import load_text
+    from ..sources import load_text
 
     return load_text(name)

@@ -7,6 +7,8 @@
 ``.parquet``
 ``hub:NAME:CONFIG:SPLIT:FIELD``           a dataset of the Hub, streamed until there is enough; by default its default
                                           config, the split ``test`` and the field ``text``; parts may be empty
+``python``                                English and code that every Python has: ``python_topics``, its language
+                                          reference, and ``python_sources``, its standard library; each has its name
 ========================================  ==============================================================================
 
 PG19 (Rae et al. 2019, Compressive Transformers, arXiv 1911.05507): ``hub:emozilla/pg19``. Proof-pile's
@@ -19,13 +21,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, UnsupportedError
-from ..models import quiet
-from ..texts import Text, text_from
+from .errors import ConfigError, UnsupportedError
+from .models import quiet
+from .texts import Text, python_sources, python_topics, text_from
 
 HUB = "hub:"
 FIELD = "text"
@@ -37,17 +41,77 @@ JOINT = "\n\n"
 PLAIN = (".txt", ".md")
 ROWS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 FORMS = (
-    "a .txt, .md, .jsonl, .json, .parquet or .csv file, a folder of .txt files, or hub:NAME[:CONFIG[:SPLIT[:FIELD]]]"
+    "a .txt, .md, .jsonl, .json, .parquet or .csv file, a folder of .txt files, python, python_topics or "
+    "python_sources, or hub:NAME[:CONFIG[:SPLIT[:FIELD]]]"
 )
 
 
-def load_text(name: str, *, field: str | None = None, characters: int = CHARACTERS) -> Text:
-    """The text a user names; see the table above.
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a file, or of a dataset of the Hub, in their order.
+
+    Attributes:
+        name: as the user gave it.
+        label: where they come from, in words.
+        field: the one asked for, or None.
+        stream: a ``datasets.IterableDataset`` of them.
+    """
+
+    name: str
+    label: str
+    field: str | None
+    stream: Any
+
+
+def open_rows(name: str, *, field: str | None = None, split: str = SPLIT) -> Rows | None:
+    """The rows a user names, not read yet; None for plain text.
 
     Args:
         name: a path, or ``hub:...``.
+        field: for :attr:`Rows.field`; by default the one in ``name``.
+        split: of a dataset of the Hub, where ``name`` gives none.
+
+    Raises:
+        ConfigError: there is no such file or dataset.
+        UnsupportedError: the Hub cannot be reached, a file cannot be read, or ``datasets`` is not installed.
+    """
+    if name.startswith(HUB):
+        dataset, config, part, named = _parse_hub(name, split)
+        with reading(name):
+            stream = _loader()(dataset, config, split=part, streaming=True)
+        return Rows(name, f"{HUB}{dataset}, config {config or 'default'}, split {part}", field or named, stream)
+    path, named = _split_field(name)
+    if name in _NAMED or path.is_dir() or path.suffix.lower() not in ROWS:
+        return None
+    _check_exists(path, name)
+    with reading(name):
+        files = {"train": [str(path)]}
+        stream = _loader()(ROWS[path.suffix.lower()], data_files=files, split="train", streaming=True)
+    return Rows(name, path.name, field or named, stream)
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Say in words what goes wrong while rows are read."""
+    try:
+        with quiet():
+            yield
+    except (ConfigError, UnsupportedError):
+        raise
+    except Exception as error:  # of datasets, pyarrow, pandas, huggingface_hub, httpx, fsspec
+        if name.startswith(HUB):
+            raise _hub_problem(name, error) from error
+        raise UnsupportedError(f"The text {name} cannot be read: {_words(error)}.") from error
+
+
+def load_text(name: str, *, field: str | None = None, characters: int = CHARACTERS, split: str = SPLIT) -> Text:
+    """The text a user names; see the table above.
+
+    Args:
+        name: a path, ``hub:...``, or the name of one of Python's texts.
         field: of the rows; by default the one in ``name``, else ``text``.
         characters: at most so many are taken from rows; plain text is taken whole.
+        split: of a dataset of the Hub, where ``name`` gives none.
 
     Raises:
         ConfigError: there is no such file, field, split or dataset, or it holds no text; with what there is.
@@ -55,20 +119,55 @@ def load_text(name: str, *, field: str | None = None, characters: int = CHARACTE
     """
     if characters < 1:
         raise ConfigError(f"characters={characters} must be at least 1.")
-    if name.startswith(HUB):
-        return _from_hub(name, field, characters)
+    rows = open_rows(name, field=field, split=split)
+    if rows is not None:
+        return _from_rows(rows, characters)
+    if name in _NAMED:
+        return _NAMED[name]()
     path, named = _split_field(name)
     if path.is_dir():
         return _from_folder(path)
-    if not path.is_file():
-        raise ConfigError(f"The text {name!r} does not exist. Give {FORMS}.")
-    kind = path.suffix.lower()
-    if kind in ROWS:
-        return _from_rows(path, field or named or FIELD, characters)
-    if kind not in PLAIN or named:
-        what = f"field {named!r} of plain text" if named else f"kind {kind!r}"
+    _check_exists(path, name)
+    if path.suffix.lower() not in PLAIN or named:
+        what = f"field {named!r} of plain text" if named else f"kind {path.suffix.lower()!r}"
         raise ConfigError(f"The text {name!r} cannot be read ({what}). Give {FORMS}.")
     return _filled(text_from(path), name)
+
+
+def files_of(name: str) -> list[Path]:
+    """The files of plain text that a name stands for; none for Python's texts."""
+    if name in _NAMED:
+        return []
+    path, _ = _split_field(name)
+    return _folder_files(path) if path.is_dir() else [path]
+
+
+def _python() -> Text:
+    return joined([python_topics(), python_sources()])
+
+
+_NAMED: dict[str, Callable[[], Text]] = {
+    "python": _python,
+    "python_topics": python_topics,
+    "python_sources": python_sources,
+}
+
+
+def joined(texts: Sequence[Text]) -> Text:
+    """Several texts as one, an empty line between them."""
+    if len(texts) == 1:
+        return texts[0]
+    return _text(" + ".join(text.name for text in texts), JOINT.join(text.content for text in texts))
+
+
+def values(rows: Rows, field: str) -> Iterator[str]:
+    """The texts in one field of the rows that hold any; read them within :func:`reading`."""
+    return _values(rows.stream, field, rows.name)
+
+
+def _check_exists(path: Path, name: str) -> None:
+    if not path.is_file():
+        raise ConfigError(f"The text {name!r} does not exist. Give {FORMS}.")
 
 
 def _split_field(name: str) -> tuple[Path, str | None]:
@@ -79,51 +178,37 @@ def _split_field(name: str) -> tuple[Path, str | None]:
     return Path(name), None
 
 
-def _from_folder(folder: Path) -> Text:
+def _folder_files(folder: Path) -> list[Path]:
     files = sorted(folder.rglob("*.txt"), key=lambda path: path.relative_to(folder).as_posix())
     if not files:
         raise ConfigError(f"The folder {str(folder)!r} holds no .txt files. Give {FORMS}.")
+    return files
+
+
+def _from_folder(folder: Path) -> Text:
+    files = _folder_files(folder)
     content = JOINT.join(text_from(path).content for path in files)
     return _filled(_text(f"{folder.resolve().name} ({len(files)} files)", content), str(folder))
 
 
-def _from_rows(path: Path, field: str, characters: int) -> Text:
-    load = _loader()
-    try:
-        with quiet():
-            rows = load(ROWS[path.suffix.lower()], data_files={"train": [str(path)]}, split="train", streaming=True)
-            content, whole = _join(_values(rows, field, str(path)), characters)
-    except ConfigError:
-        raise
-    except Exception as error:  # of pyarrow, pandas and datasets, for files that are not what they seem
-        raise UnsupportedError(f"The text {path} cannot be read: {_words(error)}.") from error
-    return _filled(_text(_name(f"{path.name}, field {field}", content, whole), content), str(path))
+def _from_rows(rows: Rows, characters: int) -> Text:
+    field = rows.field or FIELD
+    with reading(rows.name):
+        content, whole = _join(values(rows, field), characters)
+    label = f"{rows.label}, field {field}"
+    if not whole:
+        label += f", first {len(content)} characters"
+    return _filled(_text(label, content), rows.name)
 
 
-def _from_hub(name: str, field: str | None, characters: int) -> Text:
-    dataset, config, split, named = _parse_hub(name)
-    field = field or named or FIELD
-    load = _loader()
-    try:
-        with quiet():
-            rows = load(dataset, config, split=split, streaming=True)
-            content, whole = _join(_values(rows, field, name), characters)
-    except ConfigError:
-        raise
-    except Exception as error:  # of datasets, huggingface_hub, httpx, fsspec, pyarrow
-        raise _hub_problem(name, error) from error
-    source = f"{HUB}{dataset}, config {config or 'default'}, split {split}, field {field}"
-    return _filled(_text(_name(source, content, whole), content), name)
-
-
-def _parse_hub(name: str) -> tuple[str, str | None, str, str | None]:
+def _parse_hub(name: str, default: str) -> tuple[str, str | None, str, str | None]:
     parts = name[len(HUB) :].split(":")
     if len(parts) > 4 or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", parts[0]):
         raise ConfigError(f"{name!r} is not of the form hub:NAME[:CONFIG[:SPLIT[:FIELD]]], such as hub:emozilla/pg19.")
     if Path(parts[0]).exists():
         raise ConfigError(f"{name!r}: {parts[0]!r} is a file or folder here. Leave out {HUB!r} to read it.")
     config, split, field = [*parts[1:], "", "", ""][:3]
-    return parts[0], config or None, split or SPLIT, field or None
+    return parts[0], config or None, split or default, field or None
 
 
 def _hub_problem(name: str, error: Exception) -> ConfigError | UnsupportedError:
@@ -185,10 +270,6 @@ def _words(error: Exception) -> str:
     while type(cause).__name__ == "DatasetGenerationError" and cause.__cause__ is not None:
         cause = cause.__cause__  # it only says that an error occurred
     return " ".join(str(cause).split()).rstrip(".") or type(cause).__name__
-
-
-def _name(source: str, content: str, whole: bool) -> str:
-    return source if whole else f"{source}, first {len(content)} characters"
 
 
 def _filled(text: Text, name: str) -> Text:
