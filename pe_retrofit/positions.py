@@ -47,6 +47,8 @@ class Positions:
         weights: the caller asked for attention weights (some layers keep that from their attention).
         held: what a cache that forgets holds before this pass; None for others.
         real: bool ``[b, t]`` from the 2D mask, all tokens seen so far at least; None without one.
+        strength: how much of the patch is in force during this pass: 1 all of it, 0 the model as it was before.
+        native_attention: the attention implementation of the model as it was before.
         shared: results that layers share within this pass.
     """
 
@@ -61,6 +63,8 @@ class Positions:
     weights: bool = False
     held: Held | None = None
     real: Tensor | None = None
+    strength: float = 1.0
+    native_attention: str = ""
     shared: dict[Any, Any] = field(default_factory=dict)
 
     def ordered(self) -> bool:

@@ -36,6 +36,7 @@ class Cope(ScoreEncoding[CopeConfig]):
 
     Config = CopeConfig
     zero_is_silent = True
+    per_head = ()
     info = EncodingInfo(
         title="CoPE, contextual positions",
         formula="p_ij = sum_(t=j..i) sigmoid(q_i . k_t / sqrt(d)); score += q_i . e[p_ij]",

@@ -48,6 +48,7 @@ class Deberta(RelativeScore[DebertaConfig]):
 
     Config = DebertaConfig
     zero_is_silent = True
+    per_head = ("position_key", "position_query")
     info = EncodingInfo(
         title="DeBERTa's disentangled attention",
         formula="(q_i . k_j + q_i . kr[b(i - j)] + k_j . qr[b(i - j)]) / sqrt(d)",

@@ -36,6 +36,7 @@ class Fox(ScoreEncoding[FoxConfig]):
 
     Config = FoxConfig
     zero_is_silent = True
+    per_head = ("weight", "offset", "gate")
     info = EncodingInfo(
         title="FoX-style forget gates (data-dependent decay)",
         formula="b[h,i,j] = g_h sum_(l=j+1..i) ln sigmoid(w_h . k_l + c_h)",

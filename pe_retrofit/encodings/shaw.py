@@ -35,6 +35,7 @@ class Shaw(RelativeScore[ShawConfig]):
 
     Config = ShawConfig
     zero_is_silent = True
+    per_head = ()
     info = EncodingInfo(
         title="Shaw's relative position representations",
         formula="q_i . (k_j + aK[clip(i - j)]) / sqrt(d), optionally values v_j + aV[clip(i - j)]",

@@ -36,6 +36,7 @@ class TransformerXl(RelativeScore[TransformerXlConfig]):
 
     Config = TransformerXlConfig
     zero_is_silent = True
+    per_head = ("content_weight", "position_weight", "projection")
     info = EncodingInfo(
         title="Transformer-XL relative encoding",
         formula="((q_i + u) . k_j + (q_i + v) . W_R r_(i-j)) / sqrt(d)",

@@ -70,6 +70,9 @@ class ScoreEncoding(Encoding[C], Silence, nn.Module):
     """
 
     site = "score"
+    per_head: ClassVar[tuple[str, ...] | None] = None
+    """Names of the parameters ``[h, ...]`` that hold one entry per query head; None: not said, so that the heads cannot
+    be split over processes."""
 
     def __init__(self, config: C, host: HostShape) -> None:
         super().__init__()
