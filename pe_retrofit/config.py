@@ -103,6 +103,22 @@ def words(default: Any = None, *, most: int, help: str) -> Any:
     return field(default=default, metadata={_CHECK: check, _HELP: help})
 
 
+def names(default: Sequence[str], *, most: int, help: str) -> Any:
+    """A list of at most ``most`` short texts, each once; it may be empty."""
+
+    def check(value: Any) -> str | None:
+        texts = isinstance(value, (list, tuple)) and all(isinstance(v, str) and 0 < len(v) <= 200 for v in value)
+        good = texts and len(value) <= most and len(set(value)) == len(value)
+        return None if good else f"must be a list of at most {most} names, each once"
+
+    return field(default=tuple(default), metadata={_CHECK: check, _HELP: help})
+
+
+def checked(default: Any, check: Callable[[Any], str | None], *, help: str) -> Any:
+    """A value that ``check`` finds fault with in words, or returns None for."""
+    return field(default=default, metadata={_CHECK: check, _HELP: help})
+
+
 @dataclass(frozen=True)
 class StrictOptions:
     """Options that check themselves.

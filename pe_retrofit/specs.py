@@ -66,12 +66,22 @@ def read_spec(
     Raises:
         UnknownEncodingError, ConfigError: with the nearest names, or every wrong option.
     """
+    return make_spec(name, read_options(items), examples=examples)
+
+
+def make_spec(
+    name: str,
+    options: Mapping[str, Any],
+    *,
+    examples: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] = lambda name, given: {},
+) -> tuple[list[Any], dict[str, Any]]:
+    """As :func:`read_spec`, with the options as values."""
     parts = [part.strip() for part in name.split("+")]
     if "" in parts:
         raise ConfigError(f"{name!r} is no encoding. Name one, such as alibi, or join some with +, such as native+t5.")
     kinds = {part: get_encoding(part).Config for part in parts if part not in NATIVE}
     given: dict[str, dict[str, Any]] = {part: {} for part in kinds}
-    for key, value in read_options(items).items():
+    for key, value in options.items():
         owner, _, rest = key.rpartition(".")
         if owner and owner not in kinds:
             raise ConfigError(f"{key!r} names no encoding of {name!r}; it has {', '.join(kinds) or 'no options'}.")

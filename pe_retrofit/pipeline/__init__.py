@@ -1,1 +1,5 @@
-"""Recipes: from a file of data to a patched, calibrated, trained, measured and saved model."""
+"""Recipes: patch, calibrate, transfer, fine-tune, evaluate, save, from one file."""
+
+from .schema import Recipe, load_recipe, make_recipe
+
+__all__ = ["Recipe", "load_recipe", "make_recipe"]
