@@ -68,8 +68,10 @@ def world(model: nn.Module | None = None) -> World:
     """
     from accelerate import PartialState
     from accelerate.state import AcceleratorState
+    from accelerate.utils import parse_flag_from_env
 
-    state = AcceleratorState() if AcceleratorState._shared_state else PartialState()
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # which PartialState leaves to its callers
+    state = AcceleratorState() if AcceleratorState._shared_state else PartialState(cpu=cpu)
     grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
     counts = {
         "the launcher (WORLD_SIZE)": int(os.environ.get("WORLD_SIZE", "1")),
@@ -165,10 +167,10 @@ def kind_of(model: nn.Module) -> str | None:
         return "ddp"
     if any(isinstance(m, FullyShardedDataParallel) for m in modules):
         return "fsdp1"
-    names = {name for p in parameters if isinstance(p, DTensor) for name in (p.device_mesh.mesh_dim_names or ("tp",))}
+    spread = [p for p in parameters if isinstance(p, DTensor)]
     if any(isinstance(m, FSDPModule) for m in modules):
-        return "fsdp2+tp" if "tp" in names else "fsdp2"
-    return "tp" if names else None
+        return "fsdp2+tp" if any("tp" in (p.device_mesh.mesh_dim_names or ()) for p in spread) else "fsdp2"
+    return "tp" if spread else None
 
 
 def _planned(state: object) -> str:
