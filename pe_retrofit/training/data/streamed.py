@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count, islice
 from typing import Any
 
@@ -95,10 +95,22 @@ class StreamedRows(IterableDataset[dict[str, Tensor]]):
         for number, (name, rows) in enumerate(self.documents.sources):
             assert rows is not None
             stream: Any = rows.stream.skip(self.skipped.get(name, 0))
-            if options.shuffle:
-                seed = int(generator(options.seed, BUFFER, self.epoch, turn, number).integers(2**31))
-                stream = stream.shuffle(seed=seed, buffer_size=options.buffer_size)
+            if options.shuffle:  # not by datasets, whose order depends on the worker
+                stream = shuffled(stream, options.buffer_size, options.seed, BUFFER, self.epoch, turn, number)
             yield from self.documents.pieces(name, rows, stream)
+
+
+def shuffled(items: Iterable[Any], size: int, *seeds: int) -> Iterator[Any]:
+    """All items, each drawn from a buffer of so many that is filled up from the source."""
+    random, held = generator(*seeds), []
+    for item in items:
+        if len(held) < size:
+            held.append(item)
+            continue
+        at = int(random.integers(size))
+        yield held[at]
+        held[at] = item
+    yield from (held[i] for i in random.permutation(len(held)))
 
 
 def windows(pieces: Iterator[Piece], length: int, encoder: Encoder) -> Iterator[list[Piece]]:
