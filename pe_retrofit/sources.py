@@ -134,6 +134,23 @@ def load_text(name: str, *, field: str | None = None, characters: int = CHARACTE
     return _filled(text_from(path), name)
 
 
+def check_text(name: str) -> None:
+    """See that a text is there, without reading it; one of the Hub is checked for its form only.
+
+    Raises:
+        ConfigError: there is no such file, or it is of no kind that can be read.
+    """
+    if name.startswith(HUB):
+        _parse_hub(name, SPLIT)
+        return
+    path, _ = _split_field(name)
+    if name in _NAMED or (path.is_dir() and _folder_files(path)):
+        return
+    _check_exists(path, name)
+    if path.suffix.lower() not in (*PLAIN, *ROWS):
+        raise ConfigError(f"The text {name!r} cannot be read (kind {path.suffix.lower()!r}). Give {FORMS}.")
+
+
 def files_of(name: str) -> list[Path]:
     """The files of plain text that a name stands for; none for Python's texts."""
     if name in _NAMED:
