@@ -11,8 +11,11 @@ from torch import nn
 from . import attention
 from .config import EncodingConfig
 from .encodings.learned import LearnedConfig
+from .encodings.nope import NopeConfig
 from .errors import ConfigError, UnsupportedError
 from .installing import Applied, forget_compiled, install, undo, use_kernel
+from .installing.applied import PATCHES
+from .installing.strength import check_whole, detach
 from .layering import Part, split_spec
 from .marking import mark, unmark
 from .patchers.family import Host, find_host
@@ -23,7 +26,7 @@ from .sites import PiecewiseEncoding, RotationEncoding
 
 M = TypeVar("M", bound=nn.Module)
 
-STATE = "_position_encoding_patches"
+STATE = PATCHES
 """Attribute of the base model that lists its patches."""
 
 
@@ -69,6 +72,7 @@ def patch_model(
             f"kernel={kernel!r} is unknown; choose one of {', '.join(attention.KERNELS)}, or leave it out."
         )
     host = find_host(model)
+    check_whole(host.base)
     parts = split_spec(spec, options, layers, len(host.layers))
     plans = [plan for part in parts if (plan := _plan(host, part)) is not None]
     if not plans:
@@ -77,6 +81,7 @@ def patch_model(
         _check_model(model, host, plan)
     _release_gguf(model)
 
+    detach(host.base)
     before = list(getattr(host.base, STATE, []))
     done: list[Applied] = []
     try:
@@ -159,6 +164,7 @@ def unpatch_model(model: M) -> M:
         The same model.
     """
     host = find_host(model)
+    detach(host.base)
     for applied in reversed(getattr(host.base, STATE, [])):
         undo(host, applied)
     host.base.__dict__.pop(STATE, None)
@@ -181,6 +187,7 @@ def apply_saved(model: nn.Module, patches: list[dict[str, Any]]) -> None:
 
 def _check_model(model: nn.Module, host: Host, plan: Plan) -> None:
     learned = any(p.numel() for c in plan.configs for p in _parameters_of(host, plan, c))
+    learned |= any(isinstance(c, NopeConfig) and c.gains for c in plan.configs)
     for applied in getattr(host.base, STATE, []):
         shared = sorted(set(applied.layers) & set(plan.layers))
         if shared:

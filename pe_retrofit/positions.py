@@ -22,6 +22,12 @@ from .held import Held, check_plain, held_by
 KEYWORD = "position_encoding_context"
 """Name of the keyword argument that carries :class:`Positions` through a model."""
 
+STRENGTH = "_position_encoding_strength"
+"""Attribute of a base model and of its attentions, once its patch was weakened: how much of it is in force."""
+
+FADING = "_position_encoding_fading"
+"""Attribute of an attention: how it rotates inside while a patch that sees unrotated queries is partly in force."""
+
 _RECORD = "_position_encoding_tokens"
 _GAP = "_position_encoding_gap"
 """On a cache that forgets: how many tokens its record leaves out, after the first ones it keeps."""

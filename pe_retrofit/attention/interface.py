@@ -15,10 +15,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from ..errors import UnsupportedError
-from ..positions import KEYWORD, Positions
+from ..positions import FADING, KEYWORD, Positions
 from ..sites import BiasEncoding, RotationEncoding, ScoreEncoding
+from ..sites.partial import partial
 from .call import Call
+from .gain import QueryGain
+from .heads import of_this_process
 from .late import LateRotation
+from .native import native_attention
 from .piecewise import PiecewiseRotation
 from .reference import eager_attention
 from .scale import LogitScale
@@ -64,6 +68,17 @@ def attention_forward(
     Raises:
         UnsupportedError: a foreign ``position_bias``, a paged cache, or a model that does not pass on the positions.
     """
+    context: Positions | None = kwargs.get(KEYWORD)
+    strength = 1.0 if context is None else context.strength
+    observer = getattr(module, OBSERVER, None)
+    if context is not None and strength == 0.0 and context.native_attention:
+        given = {**kwargs, "dropout": dropout, "scaling": scaling, "is_causal": is_causal, "softcap": softcap}
+        if observer is not None:
+            observed = (query, key, value, attention_mask, dropout, scaling, is_causal, softcap, s_aux)
+            observer(_normalise(module, *observed, None, []))
+        return native_attention(
+            context.native_attention, module, query, key, value, attention_mask, s_aux=s_aux, **given
+        )
     for name in ("position_bias", "cache"):
         if kwargs.get(name) is not None:
             raise UnsupportedError(
@@ -73,9 +88,10 @@ def attention_forward(
     kernel = getattr(module, "_position_encoding_kernel", "auto")
     carried = getattr(module, "position_encoding", {}).values()
     installed = [m for m in carried if kernel != "auto" or not _adds_nothing(m)]
-    context: Positions | None = kwargs.get(KEYWORD)
+    installed = of_this_process(module, installed, query)
+    if strength != 1.0:
+        installed = _weaker(module, installed, strength)
     weights_wanted = bool(kwargs.get("output_attentions")) or (context is not None and context.weights)
-    observer = getattr(module, OBSERVER, None)
     if not installed and softcap is None and s_aux is None and not weights_wanted and observer is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal
@@ -108,6 +124,15 @@ def attention_forward(
 
     output = turn(call, attend) if turn is not None else attend(call)
     return output.transpose(1, 2).contiguous(), weights[0] if weights else None
+
+
+def _weaker(module: nn.Module, installed: list[Any], strength: float) -> list[Any]:
+    """What acts on a layer while its patch is partly in force; nothing at 0."""
+    if strength == 0.0:
+        return []
+    fading = module.__dict__.get(FADING)
+    parts = [partial(m, strength) if isinstance(m, (BiasEncoding, ScoreEncoding)) else m for m in installed]
+    return parts if fading is None else [*parts, fading]
 
 
 def _adds_nothing(item: nn.Module) -> bool:
@@ -160,9 +185,10 @@ def _normalise(
     if mask is not None and mask.shape[-1] > k:
         mask = mask[..., :k]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    strength = 1.0 if positions is None else positions.strength
     for item in installed:
         if isinstance(item, LogitScale):
-            scale *= item.factor
+            scale *= item.common(strength)
 
     layer = getattr(module, "layer_idx", None)
     shift: int | None = None
@@ -177,7 +203,9 @@ def _normalise(
             shift = positions.first_query - positions.first_key(layer)
     for item in installed:
         if isinstance(item, LogitScale):
-            query = item.scale(query, query_positions)
+            query = item.scale(query, query_positions, strength)
+        elif isinstance(item, QueryGain):
+            query = item.turn(query, strength)
     return Call(
         query=query,
         key=key,

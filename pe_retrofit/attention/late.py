@@ -58,6 +58,8 @@ class LateRotation(nn.Module):
         self.encoding = encoding
         self.rope = dict(rope)
         self.scaling = scaling
+        self.native: tuple[list[float], float] | None = None
+        """Frequencies and scaling of the model as it was before, while the patch is partly in force."""
         own = encoding.frequencies if isinstance(encoding, Fixed) else encoding.config
         self._memo = ("late", name, repr(sorted(self.rope.items(), key=str)), own)
 
@@ -83,10 +85,17 @@ class LateRotation(nn.Module):
     def _rotate(self, states: Tensor, positions: Tensor, length: int, call: Call, *, query: bool) -> Tensor:
         memo = (*self._memo, length, states.device)
         shared = call.positions.shared
+        strength, scaling = call.positions.strength, self.scaling
         if memo not in shared:
-            shared[memo] = self.encoding.inv_freq(length, self.rope).to(states.device)
+            inv_freq = self.encoding.inv_freq(length, self.rope)
+            if strength != 1.0 and self.native is not None:
+                inv_freq = torch.lerp(torch.tensor(self.native[0], device=inv_freq.device), inv_freq, strength)
+            shared[memo] = inv_freq.to(states.device)
         amplitude = self.encoding.amplitude(positions, length, query=query)
-        return rotate(states, positions, shared[memo], self.scaling, amplitude)
+        if strength != 1.0 and self.native is not None:
+            scaling = self.native[1] + strength * (scaling - self.native[1])
+            amplitude = None if amplitude is None else amplitude**strength
+        return rotate(states, positions, shared[memo], scaling, amplitude)
 
 
 def _runs(groups: Tensor) -> Iterator[tuple[int, int, int]]:

@@ -31,9 +31,20 @@ class LogitScale(nn.Module):
         steps = torch.div(positions + 1, self.floor_scale, rounding_mode="floor")
         return 1.0 + self.attn_scale * steps.to(dtype).log1p()
 
-    def scale(self, query: Tensor, positions: Tensor) -> Tensor:
-        """Queries ``[b, h, q, d]`` at positions ``[b or 1, q]`` times their own factors, in their dtype."""
+    def common(self, strength: float = 1.0) -> float:
+        """Factor of all queries; with a strength below 1 closer to 1: ``1 + strength (factor - 1)``."""
+        return self.factor if strength == 1.0 else 1.0 + strength * (self.factor - 1.0)
+
+    def scale(self, query: Tensor, positions: Tensor, strength: float = 1.0) -> Tensor:
+        """Queries ``[b, h, q, d]`` at positions ``[b or 1, q]`` times their own factors, in their dtype.
+
+        Args:
+            strength: how far the factors are from 1: ``1 + strength (factor - 1)``.
+        """
         if not self.attn_scale:
             return query
         wide = torch.promote_types(query.dtype, torch.float32)
-        return (query * self.at(positions, wide)[:, None, :, None]).to(query.dtype)
+        factors = self.at(positions, wide)
+        if strength != 1.0:
+            factors = 1.0 + strength * (factors - 1.0)
+        return (query * factors[:, None, :, None]).to(query.dtype)

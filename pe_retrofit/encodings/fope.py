@@ -73,10 +73,23 @@ class Fope(RotationEncoding[FopeConfig], nn.Module):
         self.cos_coef = nn.Parameter(torch.zeros(self.kept, self.kept))
         self.sin_coef = nn.Parameter(torch.zeros(self.kept, self.kept))
 
-    def forward(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """From cos and sin ``[b, q, rotary_dim]`` of the model's rotation, laid out as ``(f, f)``, to the series'."""
+    def forward(self, cos: Tensor, sin: Tensor, strength: float = 1.0) -> tuple[Tensor, Tensor]:
+        """From cos and sin ``[b, q, rotary_dim]`` of the model's rotation, laid out as ``(f, f)``, to the series'.
+
+        Args:
+            strength: factor on A and B; below 1 what is clipped is left as given.
+        """
         with torch.autocast(cos.device.type, enabled=False):
+            if strength != 1.0:
+                return self._weaker(cos, self.cos_coef, strength), self._weaker(sin, self.sin_coef, strength)
             return self._series(cos, self.cos_coef, self.scaling), self._series(sin, self.sin_coef, 0.0)
+
+    def _weaker(self, waves: Tensor, coefficients: Tensor, strength: float) -> Tensor:
+        half = waves.shape[-1] // 2
+        wide = torch.promote_types(waves.dtype, torch.float32)
+        kept, rest = waves[..., :half].to(wide).split([self.kept, half - self.kept], dim=-1)
+        mixed = torch.cat((kept + strength * (kept @ coefficients.to(wide)), rest), dim=-1)
+        return torch.cat((mixed, mixed), dim=-1).to(waves.dtype)
 
     def _series(self, waves: Tensor, coefficients: Tensor, still: float) -> Tensor:
         half = waves.shape[-1] // 2

@@ -58,6 +58,7 @@ def install(host: Host, plan: Plan, applied: Applied, kernel: str | None) -> Non
             encodings=plan.names,
             base=host.base,
         )
+        applied.context = True
         applied.handles.append(host.base.register_forward_pre_hook(context.before, with_kwargs=True))
         applied.handles.append(host.base.register_forward_hook(context.after, with_kwargs=True))
         applied.handles += input_hooks(host, plan)

@@ -17,6 +17,9 @@ CHILD = "position_encoding"
 
 KERNEL = "_position_encoding_kernel"
 
+PATCHES = "_position_encoding_patches"
+"""Attribute of the base model that lists its patches."""
+
 
 @dataclass
 class Applied:
@@ -30,6 +33,7 @@ class Applied:
         native: transformers' own config says it all; a saved model is a plain one.
         kernel: the kernel the user forced, or ``auto``; None when no kernel of ours is involved.
         proof: what the patch changed.
+        context: positions are handed down to the layers.
     """
 
     entries: list[dict[str, Any]]
@@ -48,6 +52,7 @@ class Applied:
     buffers_before: dict[str, Tensor] = field(default_factory=dict)
     children: list[int] = field(default_factory=list)
     input_child: bool = False
+    context: bool = False
 
 
 def add_child(host: Host, applied: Applied, layer: int, name: str, module: nn.Module) -> None:
@@ -78,7 +83,9 @@ def replace_rotation(
     inv_freq: list[float] | None = None,
     scaling: float = 1.0,
     through: str | None = None,
+    *,
+    later: bool = False,
 ) -> None:
-    hook = rotation.ReplaceRotation(inv_freq, scaling, through)
+    hook = rotation.ReplaceRotation(inv_freq, scaling, through, later=later)
     for layer in layers:
         applied.handles.append(host.attentions[layer].register_forward_pre_hook(hook, with_kwargs=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..attention.gain import QueryGain
 from ..attention.late import Fixed, LateRotation
 from ..attention.piecewise import PiecewiseRotation
 from ..attention.scale import LogitScale
@@ -65,15 +66,32 @@ def install_rotation(host: Host, plan: Plan, applied: Applied) -> tuple[bool, bo
 
 
 def install_temperature(host: Host, plan: Plan, applied: Applied) -> bool:
-    """NoPE's factors on the logits; returns whether there are any, which need our attention function."""
+    """NoPE's factors on the logits and gains on the queries; returns whether any needs our attention function."""
     assert isinstance(plan.rotation, NopeConfig)
+    needed = False
     for layer in plan.layers:
-        nope = Nope(plan.rotation, shape_for(host, plan, layer))
+        shape = shape_for(host, plan, layer)
+        nope = Nope(plan.rotation, shape)
         scale = LogitScale(nope.logit_scale(), plan.rotation.attn_scale, nope.floor_scale())
-        if scale.idle:
-            return False
-        add_child(host, applied, layer, "nope", scale)
-    return True
+        if not scale.idle:
+            add_child(host, applied, layer, "nope", scale)
+            needed = True
+        if plan.rotation.gains:
+            _check_gains(host, layer)
+            add_child(
+                host, applied, layer, "gains", like(QueryGain(shape.num_heads, shape.rotary_dim // 2), host, layer)
+            )
+            needed = True
+    return needed
+
+
+def _check_gains(host: Host, layer: int) -> None:
+    if host.family.rotary is None or not _turning(host, [layer]):
+        what = type(host.base).__name__ if host.family.rotary is None else f"Layer {layer}"
+        raise UnsupportedError(
+            f"gains=True of 'nope' takes the place of a rotation, and {what} has none. Pass gains=False."
+        )
+    rotation.check_layout(host, "nope with gains=True", rotates=True)
 
 
 def _install_series(host: Host, plan: Plan, applied: Applied) -> tuple[bool, bool]:
@@ -125,7 +143,7 @@ def _install_late(
         add_child(
             host, applied, layer, plan.rotation.name, LateRotation(plan.rotation.name, own, ropes[layer], scaling)
         )
-    replace_rotation(host, applied, turning)
+    replace_rotation(host, applied, turning, later=True)
     if plan.all_layers and rotation.expressible(host, encoding):
         edit_config(host, applied, rotation.edited_config(host, encoding))
     else:
@@ -143,7 +161,7 @@ def _install_fixed(
     for layer in turning:
         inv_freq, scaling = rotation.frequencies(host, encoding, layer)
         add_child(host, applied, layer, name, LateRotation(name, Fixed(inv_freq), host.rope_of(layer), scaling))
-    replace_rotation(host, applied, turning)
+    replace_rotation(host, applied, turning, later=True)
     applied.native = False
     return True, True
 
@@ -172,7 +190,7 @@ def _install_piecewise(host: Host, plan: Plan, applied: Applied) -> tuple[bool, 
         encoding = kind(plan.rotation, shape_for(host, plan, layer))
         inv_freq, scaling = rotation.frequencies(host, None, layer)
         add_child(host, applied, layer, plan.rotation.name, PiecewiseRotation(encoding, inv_freq, scaling))
-    replace_rotation(host, applied, turning)
+    replace_rotation(host, applied, turning, later=True)
     applied.native = False
     return True, True
 

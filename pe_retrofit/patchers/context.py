@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import UnsupportedError
-from ..positions import KEYWORD, remember, resolve
+from ..positions import KEYWORD, STRENGTH, remember, resolve
 
 SDPA = functional.scaled_dot_product_attention
 """PyTorch's own. Context parallelism puts another in its place, which sees a part of the keys at a time."""
@@ -47,6 +47,9 @@ class PositionContext:
 
     def before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """Forward pre-hook of the base model."""
+        state = module.__dict__.get(STRENGTH)
+        if state is not None and state.value == 0.0:
+            return args, {**kwargs, KEYWORD: state.nowhere()}
         if self.required is not None and module.config._attn_implementation != self.required:
             raise UnsupportedError(
                 f"The model was patched with {self.encodings}, which runs through the attention implementation "
@@ -80,6 +83,8 @@ class PositionContext:
             cache=kwargs.get("past_key_values"),
             packs_by_position=self.packs_by_position,
         )
+        if state is not None:
+            positions.strength, positions.native_attention = state.value, state.attention
         positions.weights = bool(kwargs.get("output_attentions", getattr(module.config, "output_attentions", False)))
         kwargs[KEYWORD] = positions
         if self.table_offset is not None:
@@ -89,7 +94,7 @@ class PositionContext:
     def after(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         """Forward hook: a cache that the model made itself learns the positions of what it holds."""
         positions = kwargs.get(KEYWORD)
-        if positions is None or kwargs.get("past_key_values") is not None:
+        if positions is None or positions.strength == 0.0 or kwargs.get("past_key_values") is not None:
             return
         cache = getattr(output, "past_key_values", None)
         cache = getattr(cache, "self_attention_cache", cache)

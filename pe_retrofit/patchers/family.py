@@ -164,8 +164,10 @@ def _fits(module: PreTrainedModel, family: Family) -> bool:
         return False
     if family.rotary and not isinstance(follow(module, family.rotary), nn.Module):
         return False
-    if family.table and not isinstance(follow(module, family.table), nn.Embedding):
-        return False
+    if family.table:
+        table = follow(module, family.table)
+        if not isinstance(getattr(table, "original_module", table), nn.Embedding):  # peft's, where it is trained
+            return False
     for layer in layers:
         attention = follow(layer, family.attention)
         if not isinstance(attention, nn.Module):

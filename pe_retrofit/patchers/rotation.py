@@ -13,8 +13,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ..encodings.partial_rope import PartialRope
 from ..errors import UnsupportedError
-from ..positions import KEYWORD
+from ..positions import FADING, KEYWORD, STRENGTH
 from ..sites import RotationEncoding, default_inv_freq
+from ..sites.split import group_of, synced
 from .family import Host
 
 
@@ -25,12 +26,21 @@ class ReplaceRotation:
         inv_freq: float32 ``[n]`` frequencies, or None for no rotation (cos = 1, sin = 0).
         scaling: factor on cos and sin.
         through: name of a module installed at the attention that cos and sin go through.
+        later: the rotation is done inside the attention instead.
     """
 
-    def __init__(self, inv_freq: list[float] | None = None, scaling: float = 1.0, through: str | None = None) -> None:
+    def __init__(
+        self,
+        inv_freq: list[float] | None = None,
+        scaling: float = 1.0,
+        through: str | None = None,
+        *,
+        later: bool = False,
+    ) -> None:
         self.inv_freq = inv_freq
         self.scaling = scaling
         self.through = through
+        self.later = later
 
     def __call__(self, module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         given = kwargs.get("position_embeddings")
@@ -39,11 +49,31 @@ class ReplaceRotation:
                 f"{type(module).__name__} was not given position_embeddings=(cos, sin) as a keyword, so its rotation "
                 "cannot be replaced. This model's layers are not built like the supported families'."
             )
+        strength = getattr(kwargs.get(KEYWORD), "strength", 1.0)
+        if strength != 1.0:
+            kwargs["position_embeddings"] = given if strength == 0.0 else self._between(module, given, kwargs)
+            return args, kwargs
         turned = self._none(*given) if self.inv_freq is None else self._ours(given[0], kwargs)
-        kwargs["position_embeddings"] = (
-            getattr(module.position_encoding, self.through)(*turned) if self.through else turned
-        )
+        kwargs["position_embeddings"] = self._series(module)(*turned) if self.through else turned
         return args, kwargs
+
+    def _series(self, module: Any) -> Any:
+        """What cos and sin go through; where some of the heads turn here, the gradients of all processes add up."""
+        series, group = getattr(module.position_encoding, str(self.through)), group_of(module)
+        return series if group is None else synced(series, group)
+
+    def _between(self, module: Any, given: tuple[Tensor, Tensor], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Partly in force: between the model's own frequencies and ours."""
+        if self.later or FADING in module.__dict__:
+            return self._none(*given)
+        state, positions = module.__dict__[STRENGTH], kwargs[KEYWORD]
+        inv_freq = self.inv_freq
+        if self.through is None:
+            return state.turned(given[0], positions, module.layer_idx, inv_freq, self.scaling)
+        series = self._series(module)
+        still = [w if m < series.kept else 0.0 for m, w in enumerate(inv_freq or ())]
+        turned = state.turned(given[0], positions, module.layer_idx, still, self.scaling)
+        return series(*turned, strength=positions.strength)
 
     @staticmethod
     def _none(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,8 +146,14 @@ def rebuild_rotary(host: Host) -> nn.Module:
     """A new rotary module made from the (edited) config, where the old one is."""
     old = host.rotary
     assert old is not None
+    return make_rotary(type(old), host.config, host)
+
+
+def make_rotary(kind: type[nn.Module], config: Any, host: Host) -> nn.Module:
+    """A rotary module made from a config, where the model's is."""
+    assert host.rotary is not None
     with torch.device("cpu"):
-        return type(old)(host.config).to(_device(old, host))
+        return kind(config).to(_device(host.rotary, host))
 
 
 def restore_rotary(host: Host, before: nn.Module) -> None:

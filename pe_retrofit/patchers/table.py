@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..encodings.learned import LearnedConfig, extend_table
-from ..positions import KEYWORD
+from ..errors import UnsupportedError
+from ..positions import KEYWORD, STRENGTH
 from ..sites import InputEncoding, Installed, LocalInput
 from ..sites.input import more_arguments
 from ..sites.local import neighbours
@@ -41,20 +43,44 @@ class ReplacedTable(nn.Embedding):
 
     def forward(self, position_ids: Tensor) -> Tensor:
         """``[..., hidden_size]`` for int64 ``[...]``."""
+        strength = self.__dict__[STRENGTH].value if STRENGTH in self.__dict__ else 1.0
+        if strength == 0.0:
+            return super().forward(position_ids)
+        if strength != 1.0:
+            return self._between(position_ids, strength)
         if self.keeps_rows:
             vectors = super().forward(position_ids)
         else:
             vectors = self.weight.new_zeros(*position_ids.shape, self.embedding_dim)
+        for part in self._parts(position_ids):
+            vectors = vectors + part
+        return vectors
+
+    def _parts(self, position_ids: Tensor) -> Iterator[Tensor]:
+        """What each encoding adds."""
         context = getattr(position_ids, KEYWORD, None)
-        for part in getattr(self, "position_encoding", {}).values():
-            more = () if context is None else more_arguments(part, context)
-            vectors = vectors + part((position_ids - self.offset).clamp_min(0), *more)
+        for encoding in getattr(self, "position_encoding", {}).values():
+            more = () if context is None else more_arguments(encoding, context)
+            yield encoding((position_ids - self.offset).clamp_min(0), *more)
+
+    def _between(self, position_ids: Tensor, strength: float) -> Tensor:
+        """Partly in force: fewer of the rows (unless they are kept), not yet all of the encoding."""
+        if not self.keeps_rows and int(position_ids.max()) >= self.num_embeddings:
+            raise UnsupportedError(
+                f"The position table has {self.num_embeddings} rows and the input has position "
+                f"{int(position_ids.max())}. The table is still partly in force (strength {strength}), so a longer "
+                "input must wait until set_strength(model, 1.0)."
+            )
+        vectors = super().forward(position_ids)
+        vectors = vectors if self.keeps_rows else vectors * (1 - strength)
+        for part in self._parts(position_ids):
+            vectors = vectors + strength * part
         return vectors
 
 
 def tie_positions(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
     """Forward pre-hook of a base model: its table finds all that is known of the positions on ``position_ids``."""
-    if KEYWORD not in kwargs:
+    if KEYWORD not in kwargs or kwargs[KEYWORD].strength == 0.0:
         return None
     position_ids = kwargs["position_ids"].clone()
     setattr(position_ids, KEYWORD, kwargs[KEYWORD])
@@ -119,11 +145,16 @@ class AddToInput:
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         hidden = args[0] if args else kwargs["hidden_states"]
         positions = kwargs[KEYWORD]
+        strength = positions.strength
+        if strength == 0.0:
+            return args, kwargs
         for name, encoding in self.base.position_encoding.items():
             if isinstance(encoding, LocalInput):
                 near = neighbours(positions, *encoding.sides)
-                hidden = tails.change(name, encoding, hidden, near, positions.shared)
+                changed = tails.change(name, encoding, hidden, near, positions.shared)
+                hidden = changed if strength == 1.0 else hidden + strength * (changed - hidden)
             else:
                 more = (extra.to(hidden.device) for extra in more_arguments(encoding, positions))
-                hidden = hidden + encoding(positions.query.to(hidden.device), *more).to(hidden.dtype)
+                added = encoding(positions.query.to(hidden.device), *more).to(hidden.dtype)
+                hidden = hidden + (added if strength == 1.0 else strength * added)
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})

@@ -68,7 +68,7 @@ class Tails:
     def before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Forward pre-hook, after that of :class:`~pe_retrofit.patchers.context.PositionContext`."""
         positions = kwargs.get(KEYWORD)
-        if positions is None:
+        if positions is None or positions.strength == 0.0:
             return
         cache = _holder(kwargs.get("past_key_values"))
         rows = next(kwargs[k] for k in ("input_ids", "inputs_embeds") if kwargs.get(k) is not None).shape[0]
@@ -80,7 +80,7 @@ class Tails:
         """Forward hook: the cache the pass was given, or that the model made itself, learns the last embeddings."""
         positions = kwargs.get(KEYWORD)
         cache = _holder(kwargs.get("past_key_values") or getattr(output, "past_key_values", None))
-        if positions is None or cache is None or not hasattr(cache, "get_seq_length"):
+        if positions is None or positions.strength == 0.0 or cache is None or not hasattr(cache, "get_seq_length"):
             return
         for name, encoding in _local(self.base).items():
             states = positions.shared.pop((_TAILS, name, "new"), None)
