@@ -52,7 +52,8 @@ class Capability:
             ``fused`` is PyTorch's attention within ours.
         learned: it has parameters of its own, all of which get gradients.
         ddp / fsdp2: trains with data parallelism, replicated and sharded, when it is patched first.
-        tp / cp: runs with tensor and with context parallelism; where not, the first forward pass refuses.
+        tp / cp: runs with tensor and with context parallelism; where not, the first forward pass refuses. Tensor
+            parallelism needs a plan of transformers' for the model, which encoders lack.
         saved: ``plain`` where transformers alone reads a patched model, ``plain (decoders)``, ``plain (encoders)`` or
             ``pe_retrofit``.
         identity: when patching changes nothing, in words; empty: never.
@@ -107,7 +108,7 @@ def capability(name: str) -> Capability:
         learned=_learns(kind),
         ddp=True,
         fsdp2=True,
-        tp=not _has_heads(kind),
+        tp=_splits(kind),
         cp=not (uses_our_attention(kind) or issubclass(kind, LocalInput) or _needs_whole_text(kind)),
         saved=on_disk(kind),
         identity=info.identity,
@@ -161,11 +162,11 @@ def uses_our_attention(kind: Any) -> bool:
     return issubclass(kind, (BiasEncoding, ScoreEncoding, PiecewiseEncoding))
 
 
-def _has_heads(kind: Any) -> bool:
-    """Whether it holds something for each head, which tensor parallelism would split."""
+def _splits(kind: Any) -> bool:
+    """Whether tensor parallelism can split its heads: a score that learns has to say what it holds for each of them."""
     if issubclass(kind, HybridEncoding):
-        return any(_has_heads(get_encoding(one.name)) for one in _parts(kind))
-    return issubclass(kind, (BiasEncoding, ScoreEncoding))
+        return all(_splits(get_encoding(one.name)) for one in _parts(kind))
+    return not (issubclass(kind, ScoreEncoding) and kind.per_head is None and _learns(kind))
 
 
 def _needs_whole_text(kind: Any) -> bool:

@@ -160,13 +160,13 @@ def _supports(applied: list[Applied]) -> dict[str, str]:
     relative = all(kind.is_relative(config) for kind, config in zip(kinds, configs, strict=True))
     whole = any(getattr(kind, "needs_length", False) for kind in kinds)
     local = any(issubclass(kind, LocalInput) for kind in kinds)
-    heads = any(issubclass(kind, (BiasEncoding, ScoreEncoding)) for kind in kinds)
+    whole_heads = any(issubclass(kind, ScoreEncoding) and kind.per_head is None for kind in kinds)
     caches = "dynamic, static, sliding-window, quantised; a cache filled elsewhere is refused"
     return {
         "caches": "none can be continued: whole texts only, with use_cache=False" if whole else caches,
         "attention backends": "pe_retrofit only" if ours else "any the model supports",
         "output_attentions": "per call" if ours else "as the model does",
         "shift of all positions": "changes nothing" if relative else "changes the output",
-        "tensor parallelism": "refused" if heads else "as the model does",
+        "tensor parallelism": "refused" if whole_heads else "as the model does",
         "context parallelism": "refused" if ours or whole or local else "as the model does",
     }

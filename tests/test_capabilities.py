@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,15 @@ import pytest
 import torch
 import transformers as hf
 from matrix import ENCODINGS, HOSTS, cached_logits, distance, learned_parameters, logits, tokens
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn import functional
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pe_retrofit import ConfigError, UnsupportedError, get_encoding, list_encodings, patch_model, status
 from pe_retrofit.attention import select
-from pe_retrofit.capabilities import BEGIN, OWN, Capability, capabilities, markdown
+from pe_retrofit.capabilities import BEGIN, OWN, Capability, capabilities, capability, markdown
 from pe_retrofit.sites import HybridEncoding
 
 ROWS = {row.name: row for row in capabilities()}
@@ -148,16 +154,22 @@ def test_learned(name: str, family: str) -> None:
     assert all(p.grad is not None and p.grad.any() for _, p in own if p.numel())
 
 
-def half(model: Any, first: int) -> Any:
-    """What tensor parallelism gives one of two processes: half of the heads of every layer."""
+@contextmanager
+def process(rank: int) -> Iterator[Any]:
+    """The mesh of two processes as one of them sees it; what it hears from the other is what it said itself."""
+    distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=2)
+    try:
+        yield init_device_mesh("cpu", (2,))
+    finally:
+        distributed.destroy_process_group()
+
+
+def half(model: Any, mesh: Any) -> Any:
+    """What tensor parallelism gives a process: half of the heads of every layer."""
+    plan = {**dict.fromkeys(("q_proj", "k_proj", "v_proj"), ColwiseParallel()), "o_proj": RowwiseParallel()}
     for layer in model.model.layers:
-        attention = layer.self_attn
-        width = attention.q_proj.weight.shape[0] // 2
-        rows = slice(first * width, (first + 1) * width)
-        for part in ("q_proj", "k_proj", "v_proj"):
-            projection = getattr(attention, part)
-            projection.weight = torch.nn.Parameter(projection.weight[rows].detach().clone())
-        attention.o_proj.weight = torch.nn.Parameter(attention.o_proj.weight[:, rows].detach().clone())
+        parallelize_module(layer.self_attn, mesh, plan, src_data_rank=None)
+        assert layer.self_attn.q_proj.weight.to_local().shape[0] * 2 == layer.self_attn.q_proj.weight.shape[0]
     return model
 
 
@@ -180,13 +192,23 @@ def test_tensor_parallelism(name: str, family: str) -> None:
     ids = tokens(1, 40)
     said = status(fresh()).supports["tensor parallelism"]
     assert said == ("as the model does" if ROWS[name].tp else "refused")
-    if not ROWS[name].tp:
-        for first in (0, 1):
-            with pytest.raises(UnsupportedError, match="got 2 query heads of the 4 its encoding was made for"):
-                logits(half(fresh(), first), ids, use_cache=False)
-        return
-    parts = [first_attention(half(fresh(), first), ids) for first in (0, 1)]
-    assert distance(sum(parts), first_attention(fresh(), ids)) < 1e-5  # type: ignore[arg-type]
+    assert ROWS[name].tp
+    parts = []
+    for rank in (0, 1):
+        with process(rank) as mesh:
+            parts.append(first_attention(half(fresh(), mesh), ids))
+    whole = first_attention(fresh(), ids)
+    assert distance(sum(parts), whole) < 1e-5  # type: ignore[arg-type]
+    assert min(distance(2 * part, whole) for part in parts) > 1e-3, "the halves differ"
+
+
+def test_scores_that_do_not_say_what_is_per_head_are_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(get_encoding("fox"), "per_head", None)
+    model = patched("fox", "llama", HOSTS["llama"].fresh(num_key_value_heads=4))
+    assert not capability("fox").tp
+    assert status(model).supports["tensor parallelism"] == "refused"
+    with process(0) as mesh, pytest.raises(UnsupportedError, match="does not say which of its parameters"):
+        logits(half(model, mesh), tokens(1, 8), use_cache=False)
 
 
 @carrying(families=("llama",))

@@ -185,9 +185,8 @@ def run(call: Call, kernel: str = "auto") -> Tensor:
     """Output ``[b, h, q, d]`` of a call.
 
     Raises:
-        UnsupportedError: a kernel was forced that cannot run the call, or the heads are split over processes.
+        UnsupportedError: a kernel was forced that cannot run the call.
     """
-    _check_whole(call)
     if _plain(call):
         return fused_attention(call)
     if kernel == "auto":
@@ -222,16 +221,3 @@ def _forward(call: Call, kernel: str) -> Tensor:
     if _plain(call):
         return fused_attention(call)
     return KERNELS[choose(call) if obstacle(kernel, call) else kernel](call)
-
-
-def _check_whole(call: Call) -> None:
-    """Refuse a part of the heads: slopes and tables hold one entry for each of them."""
-    heads = call.query.shape[1]
-    shapes = [e.host for e in call.biases] + [e.host for e in call.scores]
-    local = next((shape.num_heads for shape in shapes if shape.num_heads != heads), None)
-    if local is not None or type(call.query).__name__ == "DTensor":
-        raise UnsupportedError(
-            f"The attention got {heads} query heads of the {local or heads} its encoding was made for, or sharded "
-            "tensors: the model is split over processes (tensor or context parallel), which is not supported with a "
-            "bias or score that holds something for each head. Load it whole on each process, or use FSDP."
-        )

@@ -41,17 +41,18 @@ def split_of(attention: nn.Module, num_heads: int) -> Split | None:
     if weight is None:
         return None
     from torch.distributed.tensor import Shard
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     mesh = weight.device_mesh
     if mesh.ndim != 1 or not isinstance(weight.placements[0], Shard) or weight.placements[0].dim != 0:
         return None
-    rows, start = compute_local_shape_and_global_offset(weight.shape, mesh, weight.placements)
-    per_head, rest = divmod(weight.shape[0], num_heads)
-    if rest or rows[0] % per_head or start[0] % per_head:
+    total = weight.shape[0]
+    rows = -(-total // mesh.size())  # of each process but the last ones, as torch.chunk deals them out
+    first = min(total, mesh.get_local_rank() * rows)
+    last = min(total, first + rows)
+    per_head, rest = divmod(total, num_heads)
+    if rest or first % per_head or last % per_head:
         return None
-    first = start[0] // per_head
-    return Split(slice(first, first + rows[0] // per_head), mesh.get_group())
+    return Split(slice(first // per_head, last // per_head), mesh.get_group())
 
 
 def group_of(attention: nn.Module) -> Any:
