@@ -143,7 +143,7 @@ class StrictOptions:
             check: Callable[[Any], str | None] | None = spec.metadata.get(_CHECK)
             problem = check(value) if check else None
             if problem:
-                problems.append(f"{spec.name}={_shorten(value)} {problem}")
+                problems.append(f"{spec.name}={shorten(value)} {problem}")
         if not problems:
             problems = list(self.check())
         if problems:
@@ -173,7 +173,7 @@ class StrictOptions:
             for key, value in good.items():
                 check = known[key].metadata.get(_CHECK)
                 if check and (problem := check(value)):
-                    problems.append(f"{key}={_shorten(value)} {problem}")
+                    problems.append(f"{key}={shorten(value)} {problem}")
             allowed = ", ".join(known) or "none"
             raise _refusal(f"The options of {cls.noun} {cls.name!r} are not valid (options: {allowed}):", problems)
         return cls(**good)
@@ -209,10 +209,14 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, int) or math.isfinite(value)
 
 
-def _shorten(value: Any) -> str:
+def shorten(value: Any) -> str:
+    """A value in at most 60 characters."""
     if isinstance(value, int) and value.bit_length() > 200:
         return f"(a number of {value.bit_length()} bits)"  # Python itself refuses to print the largest
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # such a number within a list
+        return f"(a {type(value).__name__} with a number too long to print)"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

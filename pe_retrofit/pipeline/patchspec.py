@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import EncodingConfig
+from ..config import EncodingConfig, shorten
 from ..errors import ConfigError, UnknownEncodingError, UnsupportedError
 from ..layering import REST, read_selector
 from ..registry import NATIVE, get_encoding
@@ -117,7 +117,7 @@ def _one(value: Any, problems: list[str]) -> list[Any]:
         options = {str(key): option for key, option in value.items() if key != "name"}
         value = value["name"]
     if not isinstance(value, str):
-        problems.append(f"{_short(value)} is no encoding; write a name, or {{name: yarn, factor: 4}}")
+        problems.append(f"{shorten(value)} is no encoding; write a name, or {{name: yarn, factor: 4}}")
         return []
     try:
         return make_spec(value, options)[0]
@@ -139,7 +139,7 @@ def _selector(value: Any, problems: list[str], near: Any = None) -> str:
     except ValueError:
         known = near is not None and isinstance(value, str) and value.isidentifier()
         way = ", or put options beside a 'name'" if known else ""
-        problems.append(f"{_short(value)} selects no layers; write 3, '0,5,7', '3::4' or rest{way}")
+        problems.append(f"{shorten(value)} selects no layers; write 3, '0,5,7', '3::4' or rest{way}")
     return text
 
 
@@ -155,8 +155,3 @@ def _plain(item: Any) -> Any:
     if isinstance(item, EncodingConfig):
         return item.to_dict()
     return item if item in NATIVE else {"name": item}
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

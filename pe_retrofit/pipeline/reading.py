@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from ..config import shorten
 from ..errors import ConfigError
 
 MOST_BYTES = 256 * 1024
@@ -44,9 +45,9 @@ class _Loader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             where = f"line {key_node.start_mark.line + 1}"
             if isinstance(key, bool) or not isinstance(key, (str, int)):
-                raise ConfigError(f"{where}: the key {_short(key)} is no text. Put it in quotes.")
+                raise ConfigError(f"{where}: the key {shorten(key)} is no text. Put it in quotes.")
             if key in made:
-                raise ConfigError(f"{where}: the key {_short(key)} is given twice. Give it once.")
+                raise ConfigError(f"{where}: the key {shorten(key)} is given twice. Give it once.")
             made[key] = self.construct_object(value_node, deep=True)
         return made
 
@@ -143,8 +144,3 @@ def _measure(node: Any, depth: int, count: list[int]) -> None:
     elif isinstance(node, yaml.SequenceNode):
         for part in node.value:
             _measure(part, depth + 1, count)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..config import StrictOptions
+from ..config import StrictOptions, shorten
 from ..errors import ConfigError
 from .crossing import cross_problems
 from .patchspec import PatchOptions
@@ -23,9 +23,9 @@ SECTIONS = {
     "calibrate": "pe_retrofit.retrofit.calibrate:CalibrateOptions",
     "transfer": "pe_retrofit.retrofit.transfer:TransferOptions",
     "fade": "pe_retrofit.retrofit.fade:FadeOptions",
-    "lora": "pe_retrofit.training:LoraOptions",
-    "finetune": "pe_retrofit.training:FineTuneOptions",
-    "distill": "pe_retrofit.training:DistillOptions",
+    "lora": "pe_retrofit.training.lora:LoraOptions",
+    "finetune": "pe_retrofit.training.options:FineTuneOptions",
+    "distill": "pe_retrofit.training.options:DistillOptions",
     "evaluate": "pe_retrofit.pipeline.sections:EvaluateOptions",
     "save": "pe_retrofit.pipeline.sections:SaveOptions",
     "run": "pe_retrofit.pipeline.sections:RunOptions",
@@ -39,7 +39,10 @@ ALWAYS = ("model", "save", "run")
 def options_of(section: str) -> type[Any]:
     """The class of a section's options."""
     module, _, name = SECTIONS[section].partition(":")
-    found: type[Any] = getattr(import_module(module), name)
+    try:
+        found: type[Any] = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"is not part of this version ({error})") from error
     return found
 
 
@@ -99,7 +102,7 @@ def make_recipe(raw: Mapping[str, Any], name: str = "recipe") -> Recipe:
     problems: list[str] = []
     for key in raw:
         if key not in SECTIONS:
-            problems.append(f"{_short(key)} is no section{nearest(str(key), list(SECTIONS)) or _all_sections()}")
+            problems.append(f"{shorten(key)} is no section{nearest(str(key), list(SECTIONS)) or _all_sections()}")
     sections: dict[str, Any] = {}
     broken = set()
     for section in SECTIONS:
@@ -161,7 +164,7 @@ def _options(section: str, value: Any, problems: list[str]) -> StrictOptions | N
     kind = options_of(section)
     if not isinstance(value, Mapping):
         known = ", ".join(f.name for f in dataclasses.fields(kind))
-        problems.append(f"{_short(value)} is no mapping of options. It has: {known}")
+        problems.append(f"{shorten(value)} is no mapping of options. It has: {known}")
         return None
     value = {str(key): option for key, option in value.items()}
     if section == "evaluate":
@@ -182,8 +185,3 @@ def _evaluate(value: dict[str, Any]) -> dict[str, Any]:
 
 def _all_sections() -> str:
     return f"; sections are {', '.join(SECTIONS)}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

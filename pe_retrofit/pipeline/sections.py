@@ -140,9 +140,9 @@ class RunOptions(Section):
 
 
 def read_length(value: Any) -> Any:
-    """``2k`` to 2048; anything else as it is."""
-    found = re.fullmatch(r"([0-9]{1,9})([kKmM])", value) if isinstance(value, str) else None
-    return value if found is None else int(found[1]) * {"k": 1024, "m": 1024**2}[found[2].lower()]
+    """``2k`` to 2048, ``512`` to 512; anything else as it is."""
+    found = re.fullmatch(r"([0-9]{1,9})([kKmM]?)", value) if isinstance(value, str) else None
+    return value if found is None else int(found[1]) * {"": 1, "k": 1024, "m": 1024**2}[found[2].lower()]
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

@@ -148,9 +148,9 @@ class Workshop:
 
     def wrap(self) -> None:
         """Put the recipe's adapter on, fresh."""
-        from ..training.lora import wrap_model  # type: ignore[import-not-found]
+        from ..training.lora import add_lora
 
-        self.model = wrap_model(self.model, self.recipe["lora"])
+        self.model = add_lora(self.model, self.recipe["lora"])
 
 
 def source_of(recipe: Recipe) -> Source:
