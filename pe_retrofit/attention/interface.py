@@ -20,6 +20,7 @@ from ..sites import BiasEncoding, RotationEncoding, ScoreEncoding
 from ..sites.partial import partial
 from .call import Call
 from .gain import QueryGain
+from .grouped import GROUP, grouped
 from .heads import of_this_process
 from .late import LateRotation
 from .native import native_attention
@@ -92,7 +93,9 @@ def attention_forward(
     if strength != 1.0:
         installed = _weaker(module, installed, strength)
     weights_wanted = bool(kwargs.get("output_attentions")) or (context is not None and context.weights)
-    if not installed and softcap is None and s_aux is None and not weights_wanted and observer is None:
+    group = module.__dict__.get(GROUP) if module.training else None
+    needless = softcap is None and s_aux is None and not weights_wanted and observer is None and group is None
+    if not installed and needless:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal
         )
@@ -111,6 +114,13 @@ def attention_forward(
     def attend(call: Call) -> Tensor:
         if observer is not None:
             observer(call)
+        if group is not None and weights_wanted:
+            raise UnsupportedError(
+                "output_attentions=True is not available with shifted sparse attention, where no head sees the whole "
+                "text. Ask without attentions, or in evaluation mode."
+            )
+        if group is not None:
+            return grouped(call, group, lambda part: run(part, kernel))
         if not weights_wanted:
             return run(call, kernel)
         if weights:
