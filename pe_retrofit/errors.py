@@ -22,3 +22,7 @@ class UnknownEncodingError(KeyError, ValueError):
 
     def __str__(self) -> str:  # KeyError would print the message as a quoted repr
         return str(self.args[0])
+
+
+class TrainingError(ValueError):
+    """Training cannot go on: a loss that is no number, a full disk. The message names the last whole checkpoint."""
