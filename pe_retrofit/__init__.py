@@ -49,6 +49,7 @@ from .encodings.xpos import XposConfig
 from .encodings.yarn import YarnConfig
 from .errors import ConfigError, UnknownEncodingError, UnsupportedError
 from .hub import register as _register_hub
+from .installing.strength import original, set_strength, strength_of
 from .patching import patch_model, unpatch_model
 from .registry import get_encoding, list_encodings, register_encoding
 from .sites import (
@@ -144,8 +145,11 @@ __all__ = [
     "get_encoding",
     "inspect_model",
     "list_encodings",
+    "original",
     "patch_model",
     "register_encoding",
+    "set_strength",
     "status",
+    "strength_of",
     "unpatch_model",
 ]

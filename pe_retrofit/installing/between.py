@@ -30,7 +30,7 @@ def prepare(host: Host, patches: list[Applied], value: float) -> None:
     if reason is not None:
         raise UnsupportedError(
             f"{' + '.join(a.names for a in patches)!r} can be in force (strength 1) or not (strength 0), but not at "
-            f"{value:g}: {reason}. Fade with a schedule of one step."
+            f"{value:g}: {reason}. Fade with schedule='step'."
         )
     for layer, parent in enumerate(host.attentions):
         turning = _own(host, state, layer)
