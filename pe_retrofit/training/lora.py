@@ -15,6 +15,7 @@ from ..errors import ConfigError, UnsupportedError
 from ..installing import CHILD
 from ..patchers.family import Host, find_host
 from ..patchers.table import ReplacedTable
+from .lora_on_shards import check_lora, mend_lora
 
 TARGETS = ("all-linear", "attention", "qk")
 _QUERY_KEY = ("q_proj", "k_proj", "query", "key", "q_lin", "k_lin")
@@ -57,16 +58,17 @@ def add_lora(model: Any, options: LoraOptions) -> Any:
 
     Args:
         model: a transformers model, patched or not. Its position parameters are trained whole; so are, where asked,
-            the embeddings and the norms. Trained parameters become float32, and so are the adapters.
+            the embeddings and the norms.
         options: of the adapter.
 
     Returns:
-        A ``PeftModel``. :func:`trained_parameters` counts what it trains.
+        A ``PeftModel``; its adapters are float32, whatever the model is. :func:`trained_parameters` counts what it
+        trains.
 
     Raises:
         ConfigError: a target that the blocks do not have.
-        UnsupportedError: the model has an adapter already; bitsandbytes or a GPU is missing for ``quantize``; or the
-            model was not loaded quantised.
+        UnsupportedError: the model has an adapter already, or FSDP2 has sharded it; bitsandbytes or a GPU is missing
+            for ``quantize``; or the model was not loaded quantised.
     """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
@@ -79,6 +81,8 @@ def add_lora(model: Any, options: LoraOptions) -> Any:
     if options.quantize != "none":
         check_quantized(model, options)
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    saved = _saved_whole(model, host, options)
+    check_lora(model, saved)
     tied = options.embeddings and bool(getattr(host.config, "tie_word_embeddings", False))
     config = LoraConfig(
         r=options.r,
@@ -87,11 +91,11 @@ def add_lora(model: Any, options: LoraOptions) -> Any:
         use_dora=options.variant == "dora",
         use_rslora=options.variant == "rslora",
         target_modules=targets,
-        modules_to_save=_saved_whole(model, host, options) or None,
+        modules_to_save=saved or None,
         ensure_weight_tying=tied,
     )
     wrapped = get_peft_model(model, config)
-    _widen(wrapped)
+    mend_lora(wrapped)
     return wrapped
 
 
@@ -200,10 +204,3 @@ def _saved_whole(model: Any, host: Host, options: LoraOptions) -> list[str]:
         if head is not None and not getattr(host.config, "tie_word_embeddings", False):
             saved.append(names[id(head)])
     return saved
-
-
-def _widen(model: nn.Module) -> None:
-    """Trained parameters in float32: a step of 1e-4 is lost in bfloat16."""
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
-            parameter.data = parameter.data.float()

@@ -1,12 +1,34 @@
-"""LoRA on a model whose heads are split over processes."""
+"""LoRA on a model that was sharded as it was loaded."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+from ..errors import UnsupportedError
+from .devices import kind_of
+
+
+def check_lora(model: nn.Module, modules_to_save: Sequence[str] | None) -> None:
+    """Refuse what peft cannot put on a sharded model; call it before ``get_peft_model``.
+
+    Args:
+        model: as it was loaded, sharded or not.
+        modules_to_save: of the ``LoraConfig``.
+
+    Raises:
+        UnsupportedError: modules are to be trained whole, of which peft makes copies, and FSDP2 has sharded them.
+    """
+    if modules_to_save and (kind_of(model) or "").startswith("fsdp2"):
+        raise UnsupportedError(
+            f"modules_to_save={list(modules_to_save)} makes peft copy these modules, and FSDP2 has sharded the model "
+            "already: copies of shards are never gathered. Add LoRA to the whole model and shard it then (accelerate's "
+            "FSDP2 does so), or choose DDP, or an encoding without learned parameters."
+        )
 
 
 def mend_lora(model: nn.Module, *, redraw: bool = True) -> int:
