@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
 class Data:
     train: Any
     evaluation: Any = None
-    collator: Any = staticmethod(collate)
+    collator: Any = field(default=collate)
     text_label: str = "random"
     sha256: str | None = None
 

@@ -22,6 +22,8 @@ from .journal import Journal
 from .lora import LoraOptions, add_lora, trained_parameters
 from .options import DistillOptions, FineTuneOptions, training_arguments
 
+_HALVES = (torch.float16, torch.bfloat16)
+
 
 @dataclass(frozen=True)
 class FineTuned:
@@ -99,7 +101,7 @@ def finetune(
     if lora is not None and not hasattr(model, "peft_config"):
         model = add_lora(model, lora)
     counts = trained_parameters(model)
-    _check(model, counts, distill)
+    _check(model, counts, options, distill)
     settled = None
     if arguments.should_save:
         settle_run(folder, _about(model, prepared, options, lora, fade, distill, arguments.world_size), resume=resume)
@@ -176,9 +178,14 @@ def _train(
     )
 
 
-def _check(model: Any, counts: dict[str, int], distill: DistillOptions | None) -> None:
+def _check(model: Any, counts: dict[str, int], options: FineTuneOptions, distill: DistillOptions | None) -> None:
     if not counts["trained"]:
         raise ConfigError("There is nothing to train: all weights are frozen. Give a section lora, or unfreeze some.")
+    if options.precision == "fp32" and any(p.dtype in _HALVES for p in model.parameters()):
+        raise UnsupportedError(
+            "finetune.precision='fp32' needs a model in float32, and this one is in half precision. Load it with "
+            "dtype=torch.float32, or leave precision at auto."
+        )
     if distill is None:
         return
     if not hasattr(model, "peft_config"):
@@ -241,9 +248,8 @@ def _quiet(trainer: Any) -> None:
 
 @contextmanager
 def _wide(model: Any) -> Iterator[None]:
-    """Trained weights in float32 while they train: small steps are lost in bfloat16. Adapters stay so."""
-    halves = (torch.float16, torch.bfloat16)
-    kept = {n: p.dtype for n, p in model.named_parameters() if p.requires_grad and p.dtype in halves}
+    """Trained weights in float32 while they train: small steps are lost in bfloat16."""
+    kept = {n: p.dtype for n, p in model.named_parameters() if p.requires_grad and p.dtype in _HALVES}
     named = dict(model.named_parameters())
     for name in kept:
         named[name].data = named[name].data.float()
