@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -47,6 +48,8 @@ def run(
         OSError: the disk is full; finished steps stay finished.
         Interrupted: by Ctrl-C during an evaluation; the same call goes on.
     """
+    if recipe["run"].device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # for what asks accelerate where to run
     who = processes()
     say = tell if tell is not None and who.main else (lambda line: None)
     folder = recipe.folder

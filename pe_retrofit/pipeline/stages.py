@@ -82,7 +82,7 @@ class Steps:
                 report=self.report,
             )
             result = {**done.to_dict(), "snapshot": self.workshop.keep("calibrate")}
-        return self._shared("calibrate", result)
+        return self._shared(result)
 
     def transfer(self) -> dict[str, Any]:
         """Teach each layer the attention it had; the first of several processes does it."""
@@ -95,11 +95,12 @@ class Steps:
                 self.workshop.wrap()
             found = transfer(self.workshop.model, self.windows(), self.recipe["transfer"], report=self.report)
             result = {**found, "snapshot": self.workshop.keep("transfer")}
-        return self._shared("transfer", result)
+        return self._shared(result)
 
     def finetune(self) -> dict[str, Any]:
         """Train, with all processes."""
-        from ..training import finetune  # type: ignore[attr-defined]
+        from ..training import finetune
+        from ..training.devices import world
         from ..training.gathered import whole_state
 
         data = self.prepared()
@@ -115,11 +116,22 @@ class Steps:
             fade=self.recipe["fade"],
             distill=self.recipe["distill"],
             report=self.report,
+            callbacks=[_expecting(self.kind)],
         )
         self.workshop.model = done.model
         kept = self.workshop.keep("finetune", whole_state(done.model), write=self.who.main)
-        result = {"steps": done.steps, "tokens": done.tokens, "seconds": done.seconds, "history": done.history}
-        return self._shared("finetune", {**result, "snapshot": kept}, again=True)
+        losses = [row["loss"] for row in done.history if "loss" in row]
+        result = {
+            "steps": done.steps,
+            "tokens": done.tokens,
+            "seconds": done.seconds,
+            "parameters": done.parameters,
+            "loss": {"first": losses[0], "last": losses[-1]} if losses else None,
+            "held_out_loss": next((row["eval_loss"] for row in reversed(done.history) if "eval_loss" in row), None),
+            "data": {"text": data.text_label, "sha256": data.sha256, "notes": list(data.notes)},
+            "devices": str(world()),
+        }
+        return self._shared({**result, "snapshot": kept}, again=True)
 
     def evaluate(self, stage: str) -> dict[str, Any]:
         """Ask the model after a stage, beside the stock model's answers."""
@@ -172,7 +184,7 @@ class Steps:
     def prepared(self) -> Any:
         """The training data, laid out once."""
         if self.material is None:
-            from ..training.data import prepare  # type: ignore[attr-defined]
+            from ..training.data import prepare
 
             tokenizer = self.workshop.load_tokenizer()
             if self.workshop.at in (None, STOCK) and "patch" in self.workshop.stages:
@@ -181,7 +193,7 @@ class Steps:
             self.material = prepare(self.recipe["data"], tokenizer, model, report=self.report)
         return self.material
 
-    def _shared(self, stage: str, result: dict[str, Any], *, again: bool = False) -> dict[str, Any]:
+    def _shared(self, result: dict[str, Any], *, again: bool = False) -> dict[str, Any]:
         """Let all processes go on from what the first one wrote."""
         self.who.wait()
         if again or not self.who.main:
@@ -210,3 +222,16 @@ def _unmasked(row: Any) -> list[int]:
     """The tokens of a row, those hidden from a masked language model too."""
     ids, labels = [int(i) for i in row["input_ids"]], [int(i) for i in row["labels"]]
     return [i if label == IGNORED else label for i, label in zip(ids, labels, strict=True)]
+
+
+def _expecting(kind: str | None) -> Any:
+    """A callback that stops a training whose processes share the work in another way than was asked for."""
+    from transformers import TrainerCallback
+
+    from ..training.devices import check_world
+
+    class Expecting(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **known: Any) -> None:
+            check_world(None, kind, model=known.get("model"))
+
+    return Expecting()
