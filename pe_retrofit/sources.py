@@ -189,6 +189,10 @@ def _check_exists(path: Path, name: str) -> None:
 
 def _split_field(name: str) -> tuple[Path, str | None]:
     """``corpus.jsonl:content`` to its parts; a file whose own name has a colon stays whole."""
+    try:
+        Path(name).exists()
+    except OSError as error:  # a name that no file can have
+        raise ConfigError(f"The text {name[:60]!r}... does not exist ({error.strerror}). Give {FORMS}.") from error
     path, colon, field = name.rpartition(":")
     if colon and not Path(name).exists() and Path(path).suffix:
         return Path(path), field or None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import random
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -281,25 +282,32 @@ def test_a_resumed_run_ends_as_an_unbroken_one(tmp_path: Path, rows: Path, name:
         encoder_tokenizer() if encoder else TOKENIZER,
         **{"length": 32, **CASES[name]},
     )
+    stop = 3 if "epochs" in name else 2  # within the second epoch
     whole, all_seen = run(tmp_path / "whole", data, steps=4)
-    _, first = run(tmp_path / "parts", data, steps=4, stop=2)
+    _, first = run(tmp_path / "parts", data, steps=4, stop=stop)
     weights, second = run(tmp_path / "parts", data, steps=4, resume=True)
     unique = [b for i, b in enumerate(all_seen) if i == 0 or not same(b, all_seen[i - 1])]
     assert len(unique) > 4  # the rows differ, or resuming anywhere would do
+    if name == "two epochs":
+        assert not any(same(one, other) for i, one in enumerate(all_seen) for other in all_seen[:i])
     assert sum(len(batch["input_ids"]) for batch in first) < sum(len(batch["input_ids"]) for batch in all_seen)
     assert any(same(second[-1], batch) for batch in all_seen)
     assert all(torch.equal(whole[key], weights[key]) for key in whole)
 
 
-def test_two_processes_share_one_order(book: Path) -> None:
+@pytest.mark.parametrize("streaming", [False, True])
+def test_two_processes_share_one_order(rows: Path, streaming: bool) -> None:
     from accelerate.data_loader import prepare_data_loader
 
-    data = made(book, length=32)
-    plain = [data.train[i] for i in range(8)]
+    data = made(rows, length=32, streaming=streaming, held_out=0, tokens=32 * 20)
+    plain = list(islice(iter(data.train), 8)) if streaming else [data.train[i] for i in range(8)]
+    dispatch = data.arguments.get("accelerator_config")
     shares = []
     for rank in range(2):
         loader = DataLoader(data.train, batch_size=2, collate_fn=lambda items: items)
-        sharded = prepare_data_loader(loader, num_processes=2, process_index=rank, put_on_device=False)
+        sharded = prepare_data_loader(
+            loader, num_processes=2, process_index=rank, put_on_device=False, **(dispatch or {})
+        )
         shares.append(list(sharded)[:2])
     met = [item for step in range(2) for rank in range(2) for item in shares[rank][step]]
     assert all(same(a, b) for a, b in zip(plain, met, strict=True))
@@ -323,6 +331,8 @@ def test_objectives_follow_the_model(book: Path) -> None:
 def test_what_is_wrong_with_a_text(tmp_path: Path, book: Path, rows: Path) -> None:
     with pytest.raises(ConfigError, match=r"'missing.txt' does not exist"):
         made("missing.txt")
+    with pytest.raises(ConfigError, match=r"'xxxxx.*does not exist"):
+        made("x" * 900)
     with pytest.raises(ConfigError, match=r"no field 'content'.*Its fields: text, id"):
         made(rows, field="content")
     with pytest.raises(ConfigError, match=r"field='content' names a column of rows.*plain text"):
@@ -396,6 +406,15 @@ def test_progress_is_told(book: Path) -> None:
         lambda text, done, total: told.append((text, done, total)),
     )
     assert told[-1] == ("tokenising book.txt", 1000.0, 1000)
+
+
+def test_the_page_names_every_option() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    for row in DataOptions.describe():
+        value = row["default"]
+        shown = "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        assert f"| `{row['option']}` | {shown} | {row['help']} |" in rows
 
 
 def test_all_problems_of_the_options_at_once() -> None:

@@ -29,7 +29,8 @@ def whole_text(options: DataOptions) -> Text:
 
 
 def _text(name: str, field: str | None) -> Text:
-    _opened(name, field)
+    if field is not None:
+        _opened(name, field)
     return load_text(name, field=field, characters=CHARACTERS, split=SPLIT)
 
 

@@ -43,6 +43,13 @@ def _stages(value: Any) -> str | None:
     return None if abs(total - 1) < 1e-6 else f"must have shares that add up to 1, not to {total:g}"
 
 
+def _exists(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except OSError:  # too long for a file's name
+        return False
+
+
 @dataclass(frozen=True)
 class DataOptions(StrictOptions):
     """Options of the training data; see docs/data.md.
@@ -170,7 +177,7 @@ class DataOptions(StrictOptions):
     def names(self) -> list[str]:
         """The single texts; a name that exists as a file keeps its commas."""
         listed = [self.text] if isinstance(self.text, str) else list(self.text)
-        split = [[name] if Path(name).exists() else name.split(",") for name in listed]
+        split = [name.split(",") if "," in name and not _exists(name) else [name] for name in listed]
         return [name.strip() for names in split for name in names if name.strip()]
 
     def to_dict(self) -> dict[str, Any]:

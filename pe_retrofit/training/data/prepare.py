@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,9 +20,12 @@ from .documents import Documents, read, whole_text
 from .encode import Encoder
 from .mapped import EvaluationRows, TrainingRows
 from .options import DataOptions
-from .packing import Piece, packed
+from .packing import Piece, compact, packed
 from .rows import Finish, Listed, Masked, Windows
 from .streamed import StreamedRows, windows
+
+TOLD = 1000
+"""Documents after which the progress is told."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +125,14 @@ class _Making:
 
     def _documents(self) -> Prepared:
         documents = Documents(self.options, self.encoder, self.objective)
-        digest, pieces = hashlib.sha256(), []
+        digest = hashlib.sha256()
+        pieces: list[Piece] = []
         work = Work(0, self.report)
-        work.say(f"tokenising {documents.label}")
         for piece in documents:
-            pieces.append(piece)
-            digest.update(repr(list(piece.ids)).encode())
+            if len(pieces) % TOLD == 0:
+                work.say(f"tokenising {documents.label}: {len(pieces)} documents")
+            pieces.append(compact(piece))
+            digest.update(array("i", [*piece.ids, -1]).tobytes())
         total = sum(map(len, pieces))
         wanted, kept, held = self._held(total), len(pieces), 0
         while kept and held < wanted:

@@ -102,7 +102,8 @@ class StreamedRows(IterableDataset[dict[str, Tensor]]):
 
 def shuffled(items: Iterable[Any], size: int, *seeds: int) -> Iterator[Any]:
     """All items, each drawn from a buffer of so many that is filled up from the source."""
-    random, held = generator(*seeds), []
+    random = generator(*seeds)
+    held: list[Any] = []
     for item in items:
         if len(held) < size:
             held.append(item)
