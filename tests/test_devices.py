@@ -204,7 +204,7 @@ def test_context_parallel(name: str, runs: Path) -> None:
         ("yarn", {"factor": 4.0}, True),
         ("yarn", {"factor": 4.0, "layers": [1]}, True),
         ("linear", {"factor": 2.0}, True),
-        ("partial_rope", {"fraction": 0.5}, True),
+        ("partial_rope", {"p": 0.5}, True),
         ("nope", {}, True),
         ("nope", {"attn_scale": 0.1}, False),
         ("alibi", {}, False),

@@ -19,7 +19,6 @@ from device_runs import ENCODINGS, MAIN, batches, patched, result, train, traine
 from peft import PeftModel
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.nn.functional import all_gather
 from torch.distributed.tensor.experimental import context_parallel
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
@@ -160,16 +159,33 @@ def cp(folder: Path, name: str) -> dict[str, Any]:
     return {"world": check_world(2, "ddp", report=None), "positions": seen[0], **row(result(model, losses))}
 
 
+class Everyone(torch.autograd.Function):
+    """The parts of both processes, one after the other."""
+
+    @staticmethod
+    def forward(ctx: Any, part: torch.Tensor, dim: int) -> torch.Tensor:
+        parts = [torch.empty_like(part).contiguous() for _ in range(2)]
+        dist.all_gather(parts, part.contiguous())
+        ctx.dim = dim
+        return torch.cat(parts, dim)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        total = grad.clone().contiguous()
+        dist.all_reduce(total)
+        return total.chunk(2, ctx.dim)[dist.get_rank()], None
+
+
 @contextmanager
 def exchanging(positions: torch.Tensor) -> Iterator[None]:
     """In place of PyTorch's attention one that gets the keys and values of both processes, and goes by positions."""
-    everyone = torch.cat(all_gather(positions))
+    everyone = Everyone.apply(positions, 0)
     original = functional.scaled_dot_product_attention
 
     def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, **more: Any) -> Any:
         assert attn_mask is None
         assert more.pop("is_causal")
-        keys, values = (torch.cat(all_gather(t.contiguous()), dim=2) for t in (key, value))
+        keys, values = Everyone.apply(key, 2), Everyone.apply(value, 2)
         return PLAIN(query, keys, values, attn_mask=positions[:, None] >= everyone, **more)
 
     functional.scaled_dot_product_attention = attention
