@@ -262,6 +262,20 @@ def test_under_peft() -> None:
     assert not torch.equal(logits(model, some), before)
 
 
+def test_compiled() -> None:
+    """Code compiled before the first change of strength, and after, follows each change."""
+    stock = HOSTS["llama"].fresh()
+    model = ENCODINGS["alibi"].patch(copy.deepcopy(stock))
+    compiled, some = torch.compile(model, backend="eager"), tokens(1, 12)
+    before = logits(compiled, some)
+    with original(model):
+        assert torch.equal(logits(compiled, some), logits(stock, some))
+    assert torch.equal(logits(compiled, some), before)
+    for strength in (0.5, 0.7):
+        set_strength(model, strength)
+        assert distance(logits(compiled, some), logits(model, some)) < 1e-5
+
+
 def test_a_table_that_grew() -> None:
     stock = HOSTS["bert"].fresh()
     model = patch_model(copy.deepcopy(stock), "learned", max_positions=160)

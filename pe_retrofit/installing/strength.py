@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from .. import attention
@@ -21,7 +22,6 @@ from ..patchers.table import ReplacedTable
 from ..positions import FADING, STRENGTH
 from .applied import PATCHES, Applied
 from .between import prepare
-from .undoing import forget_compiled
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -53,7 +53,7 @@ def set_strength(model: M, value: float) -> M:
     bases = patched_bases(model)
     if not bases:
         raise UnsupportedError("The model is not patched, so there is no strength to set. Call patch_model first.")
-    states = [attach(model, base) for base in bases] if value != 1 else [b.__dict__.get(STRENGTH) for b in bases]
+    states = [attach(base) for base in bases] if value != 1 else [b.__dict__.get(STRENGTH) for b in bases]
     if 0 < value < 1:
         for base in bases:
             prepare(find_host(base), base.__dict__[PATCHES], float(value))
@@ -94,7 +94,7 @@ def original(model: M) -> Iterator[M]:
     Raises:
         UnsupportedError: the attention implementation before was neither ``sdpa`` nor ``eager``.
     """
-    states = [attach(model, base) for base in patched_bases(model)]
+    states = [attach(base) for base in patched_bases(model)]
     before = [state.value for state in states]
     try:
         for state in states:
@@ -110,7 +110,7 @@ def patched_bases(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if module.__dict__.get(PATCHES)]
 
 
-def attach(model: nn.Module, base: Any) -> Strength:
+def attach(base: Any) -> Strength:
     """What says how much of a model's patch is in force; made at the first use."""
     if STRENGTH in base.__dict__:
         return base.__dict__[STRENGTH]
@@ -124,7 +124,7 @@ def attach(model: nn.Module, base: Any) -> Strength:
         raise
     for module in (base, *host.attentions, *([host.table] if isinstance(host.table, ReplacedTable) else [])):
         module.__dict__[STRENGTH] = state
-    forget_compiled(model)
+    torch.compiler.reset()  # code compiled before knows nothing of it, wherever the user keeps that code
     return state
 
 

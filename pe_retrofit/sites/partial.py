@@ -45,13 +45,14 @@ def partial(encoding: Any, strength: float = 1.0, heads: slice | None = None) ->
 
 
 class _View:
-    """What views have in common. Attributes are written past ``nn.Module``, whose bookkeeping a view does not need."""
+    """What views have in common. Attributes are written past ``nn.Module``, which would make the encoding a child."""
 
     whole: Any
     strength: float
     heads: slice | None
 
     def __init__(self, encoding: Any, strength: float, heads: slice | None) -> None:
+        nn.Module.__init__(self)  # type: ignore[arg-type]
         host = encoding.host
         if heads is not None:
             host = replace(host, num_heads=len(range(*heads.indices(host.num_heads))))
