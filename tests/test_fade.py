@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +210,29 @@ def test_a_teacher_inside_the_student() -> None:
         with torch.no_grad(), original(model):
             assert torch.equal(logits(model, some), logits(stock, some))
         assert strength_of(model) == 0.5
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.4])
+def test_lifting_keeps_the_strength(strength: float) -> None:
+    """Evaluation beside the stock model, half-way through a fade."""
+    from pe_retrofit.evaluation.lifting import lifted
+
+    model = set_strength(ENCODINGS["t5"].patch(HOSTS["llama"].fresh()), strength)
+    some = tokens(1, 12)
+    before = logits(model, some)
+    with lifted(model):
+        assert torch.equal(logits(model, some), logits(HOSTS["llama"].fresh(), some))
+    assert strength_of(model) == strength
+    assert torch.equal(logits(model, some), before)
+
+
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of docs/fade.md, from top to bottom."""
+    page = (Path(__file__).parent.parent / "docs" / "fade.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "page"}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "docs/fade.md", "exec", dont_inherit=True), names)
+    assert strength_of(names["model"]) == 1.0
+    assert not torch.equal(names["half"], names["patched"])
+    assert [entry["strength"] for entry in names["trainer"].state.log_history if "strength" in entry][-1] == 1.0

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from ..errors import UnsupportedError
+from ..installing.strength import carry_over
 from ..patchers.family import find_host
 from ..patching import STATE, apply_saved, unpatch_model
+from ..positions import STRENGTH
 from ..proof import probe
 
 TOKENS = 16
@@ -38,6 +40,7 @@ def lifted(model: Any) -> Iterator[Any]:
     blocks = [{"encodings": a.entries, "layers": None if a.all_layers else a.layers} for a in patches]
     learned = {name: p for name, p in host.base.named_parameters() if ".position_encoding." in f".{name}"}
     kept = {name: (p.detach().clone(), p.requires_grad) for name, p in learned.items()}
+    strength = host.base.__dict__.get(STRENGTH)
     proofs = [copy.copy(a.proof) for a in patches]
     before = probe(host, TOKENS)
     adapter = model.disable_adapter() if hasattr(model, "disable_adapter") and hasattr(model, "peft_config") else None
@@ -54,5 +57,6 @@ def lifted(model: Any) -> Iterator[Any]:
                     parameter.requires_grad_(kept[name][1])
         for applied, proof in zip(getattr(host.base, STATE), proofs, strict=True):
             applied.proof = proof
+        carry_over(host.base, strength)
         if not torch.equal(before, probe(host, TOKENS)):
             raise UnsupportedError("The patch was lifted and put back, and the model differs. Please load it again.")

@@ -140,6 +140,15 @@ def detach(base: nn.Module) -> None:
             module.__dict__.pop(name, None)
 
 
+def carry_over(base: Any, state: Strength | None) -> None:
+    """Put a model whose patch was taken off and put back where it was."""
+    if state is not None:
+        new = attach(base)
+        if 0 < state.value < 1:
+            prepare(find_host(base), base.__dict__[PATCHES], state.value)
+        new.value, new.checkpoints = state.value, state.checkpoints
+
+
 def check_whole(base: nn.Module) -> None:
     """Refuse to patch a model whose earlier patch is not fully in force."""
     state = base.__dict__.get(STRENGTH)
@@ -154,8 +163,8 @@ def _attention_before(host: Host, patches: list[Applied]) -> str:
     before = next((a.attention_before for a in patches if a.attention_before is not None), "")
     if host.config._attn_implementation == attention.NAME and before and before not in IMPLEMENTATIONS:
         raise UnsupportedError(
-            f"The model's attention ran on {before!r} before it was patched, and what it computed can be had again only "
-            f"where it was {' or '.join(IMPLEMENTATIONS)}. Load it with attn_implementation='sdpa', then patch it."
+            f"The model's attention ran on {before!r} before it was patched, and what that computed can be had again "
+            f"only from {' or '.join(IMPLEMENTATIONS)}. Load it with attn_implementation='sdpa', then patch it."
         )
     return before
 
