@@ -262,6 +262,27 @@ def test_under_peft() -> None:
     assert not torch.equal(logits(model, some), before)
 
 
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize("spec", ["sinusoidal", "learned"])
+def test_a_table_that_peft_trains(spec: str, early: bool) -> None:
+    """peft copies the table, before or after the strength was first asked for."""
+    from peft import LoraConfig, get_peft_model
+
+    stock = HOSTS["bert"].fresh()
+    model = ENCODINGS[spec].patch(copy.deepcopy(stock))
+    some = tokens(2, 20)
+    if early:
+        with original(model):
+            logits(model, some)
+    model = get_peft_model(model, LoraConfig(target_modules=["query"], modules_to_save=["position_embeddings"])).eval()
+    before = logits(model, some)
+    with original(model):
+        assert torch.equal(logits(model, some), logits(stock, some))
+        with model.disable_adapter():
+            assert torch.equal(logits(model, some), logits(stock, some))
+    assert torch.equal(logits(model, some), before)
+
+
 def test_compiled() -> None:
     """Code compiled before the first change of strength, and after, follows each change."""
     stock = HOSTS["llama"].fresh()

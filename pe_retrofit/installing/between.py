@@ -44,7 +44,7 @@ def prepare(host: Host, patches: list[Applied], value: float) -> None:
 
 
 def _obstacle(host: Host, patches: list[Applied], state: Strength) -> str | None:
-    if any(a.table_before is not None for a in patches) and not isinstance(host.table, ReplacedTable):
+    if any(a.table_before is not None for a in patches) and not _has(host.table, ReplacedTable):
         return "a position table has so many rows or so many"
     for parent in host.attentions:
         for module in parent.modules():
@@ -85,5 +85,5 @@ def _drops_rotation(parent: nn.Module) -> bool:
     return any(hook.inv_freq is None and not hook.later for hook in _hooks(parent))
 
 
-def _has(parent: nn.Module, kind: type[Any]) -> bool:
-    return any(isinstance(module, kind) for module in parent.modules())
+def _has(parent: nn.Module | None, kind: type[Any]) -> bool:
+    return parent is not None and any(isinstance(module, kind) for module in parent.modules())

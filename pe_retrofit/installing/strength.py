@@ -113,7 +113,11 @@ def patched_bases(model: nn.Module) -> list[Any]:
 def attach(base: Any) -> Strength:
     """What says how much of a model's patch is in force; made at the first use."""
     if STRENGTH in base.__dict__:
-        return base.__dict__[STRENGTH]
+        state: Strength = base.__dict__[STRENGTH]
+        for module in base.modules():  # peft copies the modules it trains, and what they carry
+            if module.__dict__.get(STRENGTH, state) is not state:
+                module.__dict__[STRENGTH] = state
+        return state
     host, patches = find_host(base), base.__dict__[PATCHES]
     state = Strength(_attention_before(host, patches), *_rotary_before(host, patches))
     try:
@@ -122,7 +126,7 @@ def attach(base: Any) -> Strength:
         for handle in state.handles:
             handle.remove()
         raise
-    for module in (base, *host.attentions, *([host.table] if isinstance(host.table, ReplacedTable) else [])):
+    for module in (base, *host.attentions, *_tables(host)):
         module.__dict__[STRENGTH] = state
     torch.compiler.reset()  # code compiled before knows nothing of it, wherever the user keeps that code
     return state
@@ -190,6 +194,11 @@ def _rotary_before(host: Host, patches: list[Applied]) -> tuple[nn.Module | None
     return rotary, list(host.config.layer_types) if typed else [None] * len(host.layers)
 
 
+def _tables(host: Host) -> list[nn.Module]:
+    """The position table; two of them where peft trains it."""
+    return [] if host.table is None else [m for m in host.table.modules() if isinstance(m, nn.Embedding)]
+
+
 class _Needed(PositionContext):
     """Hands down positions where the patch does without, while it is not fully in force."""
 
@@ -208,9 +217,9 @@ def _add_hooks(host: Host, patches: list[Applied], state: Strength) -> None:
     if host.rotary is not None and state.rotary is not host.rotary:
         add(host.rotary.register_forward_hook(RotaryBefore(state), with_kwargs=True))
     for applied in patches:
-        if applied.table_before is not None and not isinstance(host.table, ReplacedTable):
-            assert host.table is not None
-            add(host.table.register_forward_hook(TableBefore(state, applied.table_before)))
+        if applied.table_before is not None:
+            grown = [table for table in _tables(host) if not isinstance(table, ReplacedTable)]
+            state.handles += [table.register_forward_hook(TableBefore(applied.table_before)) for table in grown]
     if not any(applied.context for applied in patches):
         _add_context(host, patches, state)
 

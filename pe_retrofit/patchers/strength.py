@@ -105,12 +105,11 @@ class RotaryBefore:
 class TableBefore:
     """Forward hook of a position table that was lengthened: the rows it had."""
 
-    def __init__(self, state: Strength, before: nn.Embedding) -> None:
-        self.state = state
+    def __init__(self, before: nn.Embedding) -> None:
         self.before = before
 
     def __call__(self, module: Any, args: Any, output: Tensor) -> Tensor | None:
-        if self.state.value == 1.0:
+        if module.__dict__[STRENGTH].value == 1.0:
             return None
         rows = self.before.weight
         rows = module.weight[: len(rows)] if rows.is_meta else rows.to(module.weight)
