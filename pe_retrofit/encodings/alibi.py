@@ -59,6 +59,14 @@ class Alibi(BiasEncoding[AlibiConfig]):
     def slopes(self) -> Tensor | None:
         return self.all_slopes() if self.host.causal else None
 
+    def basis(self, distance: Tensor, *, causal: bool) -> Tensor | None:
+        split = self.config.sides == "split" and not causal
+        return None if split or not self.config.learnable else -distance.abs()[..., None].float()
+
+    @torch.no_grad()
+    def take(self, weights: Tensor) -> None:
+        self.learned_slopes.copy_(weights[:, 0].clamp_min(0))  # a negative one would look ever farther back
+
     def bias(self, prepared: Tensor, *, causal: bool) -> Tensor:
         distance = prepared
         # slope * distance is exact before the cast to float32

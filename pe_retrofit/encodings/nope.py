@@ -32,6 +32,9 @@ class NopeConfig(EncodingConfig):
     floor_scale: int | None = integer(
         None, low=1, high=2**31, optional=True, help="tokens until that factor first grows; none: the trained length"
     )
+    gains: bool = flag(
+        False, help="learn a complex gain for each frequency of each head's query, 1 at the start; calibration sets it"
+    )
 
 
 @register_encoding
@@ -42,6 +45,10 @@ class Nope(RotationEncoding[NopeConfig]):
     ``factor``, and ``1 + c ln(1 + floor((i + 1) / floor_scale))`` for the query at position ``i`` with ``attn_scale``
     and ``floor_scale``, which keeps attention sharp over texts longer than trained. The latter depends on the query's
     position alone, so it is the same with a cache and without, but a shift of all positions changes the output.
+
+    With ``gains=True`` each head learns a complex number per frequency of the removed rotation, ``gain [h, n, 2]``, that
+    multiplies the same pair of dimensions of its queries. It starts at 1. A head that looks at a usual distance D loses
+    little without its rotation if ``g_m = e^(i D theta_m)`` takes its place, which calibration finds in closed form.
 
     Causal only: an encoder without positions is a bag of words, so it is refused unless ``allow_bag_of_words=True``.
     Retrofit: hard drop, then healing at the original length; with ``floor_scale`` at least the trained length the

@@ -71,6 +71,14 @@ class Sandwich(BiasEncoding[SandwichConfig]):
         scale = self.gate.to(prepared.device, wide) / ratio
         return scale.view(-1, *[1] * prepared.dim()) * prepared.to(wide)
 
+    def basis(self, distance: Tensor, *, causal: bool) -> Tensor:
+        return self.prepare(distance, causal=causal)[..., None].float()
+
+    @torch.no_grad()
+    def take(self, weights: Tensor) -> None:
+        ratio = torch.arange(1, self.host.num_heads + 1, device=weights.device) * 8 / self.host.num_heads
+        self.gate.copy_(weights[:, 0] * ratio)
+
     @classmethod
     def identity(cls, config: Any, *, keeps_native: bool, host: HostShape) -> bool:
         return keeps_native

@@ -67,6 +67,13 @@ class T5(BiasEncoding[T5Config]):
         weight = self.weight if self.weight.dtype == torch.float64 else self.weight.float()
         return weight.to(prepared.device).t()[:, prepared]
 
+    def basis(self, distance: Tensor, *, causal: bool) -> Tensor:
+        return nn.functional.one_hot(self.prepare(distance, causal=causal), self.config.num_buckets).float()
+
+    @torch.no_grad()
+    def take(self, weights: Tensor) -> None:
+        self.weight.copy_(weights.t())
+
     @classmethod
     def identity(cls, config: Any, *, keeps_native: bool, host: HostShape) -> bool:
         return keeps_native

@@ -107,6 +107,17 @@ class BiasEncoding(Encoding[C], Silence, nn.Module):
         """``[h]`` when the causal bias is exactly ``-slope * (i - j)``, which plain fused attention can carry."""
         return None
 
+    def basis(self, distance: Tensor, *, causal: bool) -> Tensor | None:
+        """``[..., f]`` functions of distances ``[...]``, where the bias of each head is a weighted sum of them.
+
+        With :meth:`take` it is what lets calibration fit the bias in closed form. None: it is no such sum.
+        """
+        return None
+
+    def take(self, weights: Tensor) -> None:
+        """Set the parameters to weights ``[h, f]`` of the functions of :meth:`basis`, or the nearest there are."""
+        raise NotImplementedError(f"{type(self).__name__} has a basis and must override take().")
+
     def start(self, *, keeps_native: bool) -> None:
         """Retrofit initialisation, once, when a model is patched (not when a saved one is loaded).
 

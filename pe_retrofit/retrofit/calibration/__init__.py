@@ -1,0 +1,6 @@
+"""Calibration: fit a new encoding to what the original model does, in closed form, without training."""
+
+from .calibrate import Calibration, LayerFit, calibrate
+from .options import CalibrateOptions
+
+__all__ = ["CalibrateOptions", "Calibration", "LayerFit", "calibrate"]

@@ -1,0 +1,192 @@
+"""``calibrate``: patch a model and fit the new encoding to what the original does, without training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import ConfigError, UnsupportedError
+from ...patchers import rotation
+from ...patchers.family import Host, find_host
+from ...patching import STATE, patch_model, unpatch_model
+from ..windows import draw_windows
+from .fitting import Native, fit_layer, fittable
+from .options import CalibrateOptions
+from .replay import Arguments, observe, record, run_layer
+from .specs import calibratable
+
+Report = Callable[[str, float, float], None]
+"""Called with what is going on, the layers done and the layers in all."""
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """One layer.
+
+    Attributes:
+        layer: index.
+        before / after: divergence of its heads' attention from the original's, mean nats per head and query, with the
+            encoding's default start and calibrated.
+        state_error: how far the states after it are from the original's, relative.
+    """
+
+    layer: int
+    before: float
+    after: float
+    state_error: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was done.
+
+    Attributes:
+        spec: what the model was patched with, as ``patch_model`` takes it.
+        layers: one per layer that was fitted.
+        tokens: of text that the original was run over.
+        seconds: it took.
+    """
+
+    spec: Any
+    layers: tuple[LayerFit, ...]
+    tokens: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "layers": [asdict(layer) for layer in self.layers],
+            "before": sum(f.before for f in self.layers) / len(self.layers),
+            "after": sum(f.after for f in self.layers) / len(self.layers),
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+@torch.no_grad()
+def calibrate(
+    model: Any,
+    spec: Any,
+    texts: Sequence[str] | str | Tensor,
+    *,
+    tokenizer: Any = None,
+    layers: Any = None,
+    options: CalibrateOptions | None = None,
+    report: Report | None = None,
+    **encoding_options: Any,
+) -> Calibration:
+    """Patch ``model`` in place and set the encoding's parameters so that attention stays as near as it can.
+
+    The original is run over a few windows of text. Then, layer by layer, the parameters that minimise the divergence of
+    each head's attention from the original's are found: a convex problem (see :mod:`.newton`). No weight of the model
+    changes, so :func:`~pe_retrofit.unpatch_model` gives the original back bit by bit.
+
+    Args:
+        model: not patched yet.
+        spec, layers, **encoding_options: as for :func:`~pe_retrofit.patch_model`. In place of a rotation that is
+            removed, ``nope`` gets ``gains=True``, and ``alibi`` slopes that can be set.
+        texts: texts (with ``tokenizer``) to draw windows from, or token ids ``[w, n]``.
+        options: see :class:`CalibrateOptions`.
+        report: told of the progress.
+
+    Returns:
+        What was fitted, and how near it came.
+
+    Raises:
+        ConfigError: too little text, or wrong options.
+        UnsupportedError: the model is patched already, or the spec has nothing that can be fitted. The model is then
+            as it was.
+    """
+    options = options or CalibrateOptions()
+    started, say = time.monotonic(), report or (lambda text, done, total: None)
+    host = find_host(model)
+    if getattr(host.base, STATE, []):
+        raise UnsupportedError("The model is patched already. Call unpatch_model(model) first: calibration patches it.")
+    windows = draw_windows(texts, tokenizer, count=options.windows, length=options.length, seed=options.seed)
+    if host.family.table is not None and options.length > host.shape().max_positions:
+        raise ConfigError(
+            f"length={options.length} exceeds the {host.shape().max_positions} positions of the model's table, so the "
+            "original cannot be run over it. Lower length."
+        )
+    wanted = calibratable(host, spec, encoding_options, layers, gains=options.gains)
+    natives = [_native(host, layer) for layer in range(len(host.layers))]
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        say("the original", 0, len(host.layers))
+        teacher = [record(host, window[None].to(host.base.device))[0] for window in windows]
+        patch_model(model, wanted, layers=None if isinstance(wanted, dict) else layers)
+        try:
+            fits = _fit_all(find_host(model), windows, teacher, natives, options, say)
+        except BaseException:
+            unpatch_model(model)
+            raise
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return Calibration(wanted, tuple(fits), windows.numel(), time.monotonic() - started)
+
+
+def _fit_all(
+    host: Host,
+    windows: Tensor,
+    teacher: list[list[Tensor]],
+    natives: list[Native | None],
+    options: CalibrateOptions,
+    say: Report,
+) -> list[LayerFit]:
+    chosen = [layer for layer, attention in enumerate(host.attentions) if fittable(attention)]
+    if not chosen:
+        raise UnsupportedError(
+            "Nothing of this encoding can be fitted: it keeps or scales the rotation of the model, or has no parameters. "
+            "Patch it with patch_model instead; biases in place of the rotation, and 'nope', can be calibrated."
+        )
+    entries = [record(host, window[None].to(host.base.device)) for window in windows]
+    states = [entry[0][0] for entry in entries]
+    others: list[list[Arguments]] = [entry[1] for entry in entries]
+    generator = torch.Generator().manual_seed(options.seed)
+    fits = []
+    for layer in range(len(host.layers)):
+        say(f"layer {layer}", layer, len(host.layers))
+        if layer in chosen:
+            native = natives[layer]
+            if native is None:
+                raise UnsupportedError(
+                    f"The rotation of layer {layer} depends on the length of the text, so there is no one attention "
+                    "to fit to. Set config.rope_parameters to frequencies that stay, e.g. rope_type='yarn', before loading."
+                )
+            originals = [observe(host, layer, t[layer], o[layer]) for t, o in zip(teacher, others, strict=True)]
+            inputs = states if options.sequential else [t[layer] for t in teacher]
+            calls = [observe(host, layer, s, o[layer]) for s, o in zip(inputs, others, strict=True)]
+            fit = fit_layer(host.attentions[layer], originals, calls, native, options, generator)
+        states = [run_layer(host, layer, s, o[layer]) for s, o in zip(states, others, strict=True)]
+        if layer in chosen:
+            fits.append(LayerFit(layer, fit.before, fit.after, _error(states, teacher, layer)))
+    say("done", len(host.layers), len(host.layers))
+    return fits
+
+
+def _error(states: list[Tensor], teacher: list[list[Tensor]], layer: int) -> float:
+    """Relative error of the states after a layer; of the last layer's there is no record, so of its input's."""
+    after = [t[layer + 1] for t in teacher] if layer + 1 < len(teacher[0]) else None
+    if after is None:
+        return float("nan")
+    wrong = sum(float((s - t).float().square().sum()) for s, t in zip(states, after, strict=True))
+    return float((wrong / sum(float(t.float().square().sum()) for t in after)) ** 0.5)
+
+
+def _native(host: Host, layer: int) -> Native | None:
+    """How a layer rotates; None when that depends on the length of the text."""
+    turns = host.family.rotary is not None and getattr(host.attentions[layer], "use_rope", True)
+    if not turns:
+        return Native(None, 1.0)
+    try:
+        inv_freq, scaling = rotation.frequencies(host, None, layer)
+    except UnsupportedError:
+        return None
+    return Native(torch.tensor(inv_freq), scaling)

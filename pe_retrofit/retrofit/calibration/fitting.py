@@ -1,0 +1,263 @@
+"""Fit what one attention layer carries to the attention weights of the original."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...attention.call import Call
+from ...attention.gain import QueryGain
+from ...attention.rotate import rotate
+from ...attention.scale import LogitScale
+from ...encodings.t5 import t5_bucket
+from ...sites import BiasEncoding, ScoreEncoding
+from .imitation import imitate, spread
+from .newton import Problem, solve
+from .options import CalibrateOptions
+
+BUCKETS = 64
+"""Logarithmic buckets of the free table that a bias without a basis of its own is fitted through."""
+
+MOST_FEATURES = 128
+"""A bias with more functions of the distance than this is fitted through the free table too."""
+
+
+@dataclass(frozen=True)
+class Native:
+    """The rotation of a layer as the original had it; ``inv_freq`` is None without one."""
+
+    inv_freq: Tensor | None
+    scaling: float
+
+
+@dataclass
+class Fit:
+    """Mean divergence of a layer's heads from the original's attention, in nats per query, before and after."""
+
+    before: float
+    after: float
+
+
+def fittable(attention: nn.Module) -> bool:
+    """Whether a layer carries something that can be fitted in place of a rotation or table."""
+    items = list(getattr(attention, "position_encoding", {}).values())
+    known = all(isinstance(i, (QueryGain, LogitScale, BiasEncoding, ScoreEncoding)) for i in items)
+    trained = any(isinstance(i, QueryGain) or (isinstance(i, BiasEncoding) and list(i.parameters())) for i in items)
+    return known and trained
+
+
+@torch.no_grad()
+def fit_layer(
+    attention: nn.Module,
+    originals: Sequence[Call],
+    calls: Sequence[Call],
+    native: Native,
+    options: CalibrateOptions,
+    generator: torch.Generator,
+) -> Fit:
+    """Set gains and biases of a layer.
+
+    Args:
+        originals: one call per window, of this layer on the original's states; its queries and keys not rotated.
+        calls: the same on the states that the layer will see.
+        native: how the original rotated them.
+    """
+    carried: Any = attention.position_encoding
+    items = list(carried.values())
+    gain = next((item for item in items if isinstance(item, QueryGain)), None)
+    biases = [item for item in items if isinstance(item, BiasEncoding) and list(item.parameters())]
+    rows = [_rows(call, options, generator) for call in calls]
+    heads = calls[0].query.shape[1]
+    targets = [_target(call, native, r) for call, r in zip(originals, rows, strict=True)]
+    layer = _Layer(calls, rows, targets, gain, heads)
+    before = layer.solve([], replace(options, steps=0), fixed=biases, start=_ones(gain, heads)).after
+    start = layer.usual(native)
+    direct = [b for b in biases if (n := _features_of(b, calls[0])) and n <= MOST_FEATURES]
+    other = [b for b in biases if b not in direct]
+    found = layer.solve(direct, options, free=bool(other), start=start)
+    if other:
+        imitate(other[0], layer.table(found), layer.seen(), causal=calls[0].causal)
+    for encoding, weights in found.of_biases.items():
+        encoding.take(spread(encoding, weights, layer.reach, causal=calls[0].causal))
+    if biases:  # the gains once more, for the biases as they could be expressed
+        found = layer.solve([], options, fixed=biases, start=found.gains)
+    if gain is not None:
+        gain.gain.copy_(found.gains)
+    return Fit(before, found.after)
+
+
+def _ones(gain: QueryGain | None, heads: int) -> Tensor:
+    count = 0 if gain is None else gain.gain.shape[1]
+    return torch.tensor([1.0, 0.0]).repeat(heads, count, 1)
+
+
+@dataclass
+class _Found:
+    gains: Tensor
+    of_biases: dict[Any, Tensor]
+    table: Tensor | None
+    after: float
+
+
+class _Layer:
+    """The heads' problems of a layer, whose parts they share."""
+
+    def __init__(
+        self, calls: Sequence[Call], rows: list[Tensor], targets: list[Tensor], gain: QueryGain | None, heads: int
+    ) -> None:
+        self.calls, self.rows, self.targets, self.heads = calls, rows, targets, heads
+        self.frequencies = 0 if gain is None else gain.gain.shape[1]
+        self.distance = torch.stack(
+            [c.query_positions[0, r][:, None] - c.key_positions[0][None] for c, r in zip(calls, rows, strict=True)]
+        )
+        self.allowed = torch.stack([_allowed(c)[r] for c, r in zip(calls, rows, strict=True)])
+        self.reach = int(self.distance.abs().max())
+        self.causal = calls[0].causal
+
+    def solve(
+        self,
+        direct: Sequence[BiasEncoding[Any]],
+        options: CalibrateOptions,
+        *,
+        start: Tensor,
+        free: bool = False,
+        fixed: Sequence[BiasEncoding[Any]] = (),
+    ) -> _Found:
+        """Newton's method per head from gains ``start [h, n, 2]``, with the weights of ``direct`` (and of a free table)
+        beside them."""
+        bases = [b.basis(self.distance, causal=self.causal).float() for b in direct]  # type: ignore[union-attr]
+        if free:
+            bases.append(_free(self.distance, self.causal))
+        sizes = [basis.shape[-1] for basis in bases]
+        scales = [float(basis.abs().amax().clamp_min(1e-6)) for basis in bases]  # Newton's ridge wants unit features
+        shared = torch.cat([b / s for b, s in zip(bases, scales, strict=True)], dim=-1) if bases else None
+        width = 2 * self.frequencies
+        ridge = torch.cat((torch.full((width,), options.ridge), torch.full((sum(sizes),), 1e-3 * options.ridge)))
+        after = 0.0
+        gains, weights = [], []
+        for head in range(self.heads):
+            problem = self._problem(head, shared, fixed)
+            guess = torch.zeros(width + sum(sizes))
+            guess[:width] = start[head].t().reshape(-1)
+            found = solve(problem, guess, steps=options.steps, ridge=ridge)
+            after += found.after / self.heads
+            gains.append(found.weights[:width].view(2, -1).t())
+            weights.append(found.weights[width:])
+        parts = torch.stack(weights).split(sizes, dim=1) if sizes else ()
+        parts = tuple(part / scale for part, scale in zip(parts, scales, strict=True))
+        return _Found(
+            torch.stack(gains),
+            dict(zip(direct, parts, strict=False)),
+            parts[-1] if free else None,
+            after,
+        )
+
+    def usual(self, native: Native) -> Tensor:
+        """``[h, n, 2]``: the mean of ``e^(i distance theta)`` under each head's attention, where Newton begins."""
+        if native.inv_freq is None or not self.frequencies:
+            return torch.zeros(self.heads, self.frequencies, 2)
+        mass = self.seen()
+        angles = _distances(self.reach, self.causal)[:, None] * native.inv_freq
+        mean = mass / mass.sum(1, keepdim=True)
+        return torch.stack((mean @ angles.cos(), mean @ angles.sin()), dim=-1)
+
+    def table(self, found: _Found) -> Tensor:
+        """``[h, n]``: the free table at the distances of :meth:`seen`."""
+        assert found.table is not None
+        values: Tensor = found.table @ _free(_distances(self.reach, self.causal), self.causal).t()
+        return values
+
+    def seen(self) -> Tensor:
+        """``[h, n]``: how much heads attended to each distance ``-reach .. reach`` (causal: ``0 .. reach``)."""
+        index = self.distance if self.causal else self.distance + self.reach
+        size = self.reach + 1 if self.causal else 2 * self.reach + 1
+        mass = torch.zeros(self.heads, size)
+        flat = index.clamp(0, size - 1).flatten()
+        for head in range(self.heads):
+            mass[head].index_add_(0, flat, torch.stack([t[head] for t in self.targets]).flatten())
+        return mass
+
+    def _problem(self, head: int, shared: Tensor | None, fixed: Sequence[BiasEncoding[Any]]) -> Problem:
+        features, offsets = [], []
+        for number, (call, rows) in enumerate(zip(self.calls, self.rows, strict=True)):
+            query = call.query[0, head, rows].float()
+            key = call.key[0, head // call.groups].float()
+            n = self.frequencies
+            offset = query[:, 2 * n :] @ key[:, 2 * n :].t() * call.scaling
+            for encoding in fixed:
+                offset = (
+                    offset
+                    + encoding.bias_at(call.query_positions, call.key_positions, causal=call.causal)[
+                        0, head, rows
+                    ].float()
+                )
+            if call.scores:
+                block = call.block()
+                offset = offset + sum(e.scores(block)[0, head, rows].float() for e in call.scores)
+            offsets.append(offset.masked_fill(~self.allowed[number], -torch.inf))
+            if n:
+                first, second = query[:, :n, None].transpose(1, 2), query[:, n : 2 * n, None].transpose(1, 2)
+                one, two = key[None, :, :n], key[None, :, n : 2 * n]
+                content = torch.cat((first * one + second * two, first * two - second * one), dim=-1)
+                features.append(content * call.scaling)
+        parts = [torch.cat(features)] if features else []
+        if shared is not None:
+            parts.append(shared.flatten(0, 1))
+        rows_in_all = sum(len(r) for r in self.rows)
+        joined = torch.cat(parts, dim=-1) if parts else torch.zeros(rows_in_all, self.distance.shape[-1], 0)
+        sinks = self.calls[0].sinks
+        return Problem(
+            joined,
+            torch.cat(offsets),
+            torch.cat([t[head] for t in self.targets]),
+            None if sinks is None else float(sinks[head]),
+        )
+
+
+def _rows(call: Call, options: CalibrateOptions, generator: torch.Generator) -> Tensor:
+    count = call.query.shape[2]
+    chosen = torch.randperm(count - 1, generator=generator)[: options.rows] + 1  # the first sees itself alone
+    return chosen.sort().values
+
+
+def _allowed(call: Call) -> Tensor:
+    """bool ``[q, k]``."""
+    allowed = call.allowed()
+    size = (call.query.shape[2], call.key.shape[2])
+    if allowed is None and call.mask is not None:
+        allowed = call.mask > -5e3
+    return torch.ones(size, dtype=torch.bool) if allowed is None else allowed[0, 0].expand(size)
+
+
+def _target(call: Call, native: Native, rows: Tensor) -> Tensor:
+    """The original's attention weights for some queries: float32 ``[h, n, k]``."""
+    query, key = call.query[:, :, rows].float(), call.key.float()
+    if native.inv_freq is not None:
+        query = rotate(query, call.query_positions[:, rows], native.inv_freq, native.scaling)
+        key = rotate(key, call.key_positions, native.inv_freq, native.scaling)
+    logits = (query @ key.repeat_interleave(call.groups, 1).transpose(2, 3))[0] * call.scaling
+    if call.softcap is not None:
+        logits = call.softcap * torch.tanh(logits / call.softcap)
+    logits = logits.masked_fill(~_allowed(call)[rows], -torch.inf)
+    if call.sinks is not None:
+        sinks = call.sinks.float().view(-1, 1, 1).expand(*logits.shape[:2], 1)
+        return torch.cat((logits, sinks), dim=-1).softmax(-1)[..., :-1]
+    return logits.softmax(-1)
+
+
+def _features_of(encoding: BiasEncoding[Any], call: Call) -> int:
+    basis = encoding.basis(torch.arange(2), causal=call.causal)
+    return 0 if basis is None else basis.shape[-1]
+
+
+def _distances(reach: int, causal: bool) -> Tensor:
+    return torch.arange(reach + 1) if causal else torch.arange(-reach, reach + 1)
+
+
+def _free(distance: Tensor, causal: bool) -> Tensor:
+    buckets = t5_bucket(distance, not causal, BUCKETS, 4 * BUCKETS)
+    return nn.functional.one_hot(buckets, BUCKETS).float()

@@ -1,0 +1,33 @@
+"""Options of calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...config import StrictOptions, flag, integer, number
+
+
+@dataclass(frozen=True)
+class CalibrateOptions(StrictOptions):
+    """How a calibration measures and fits."""
+
+    name = "calibrate"
+    noun = "section"
+    windows: int = integer(8, low=1, high=4096, help="windows of text that the original is run over")
+    length: int = integer(512, low=16, high=2**16, help="tokens per window; distances beyond are extrapolated")
+    rows: int = integer(24, low=1, high=2**16, help="queries looked at per window, head and layer, drawn at random")
+    steps: int = integer(4, low=0, high=100, help="Newton steps at most, per head")
+    gains: bool = flag(True, help="fit gains on the queries too (nope with gains=True in place of the rotation)")
+    sequential: bool = flag(
+        True, help="fit each layer on what the layers before it, retrofitted, hand it; false: on the original's states"
+    )
+    ridge: float = number(
+        0.01, low=1e-6, high=10.0, help="relative weight that keeps steps small where data is few"
+    )
+    seed: int = integer(0, low=0, high=2**31, help="of the windows and queries drawn")
+
+    def check(self) -> Sequence[str]:
+        if self.rows >= self.length:
+            return [f"rows={self.rows} must be below length={self.length}: one row per query, the first left out"]
+        return ()

@@ -1,0 +1,48 @@
+"""What a request becomes when it is calibrated: gains in place of a removed rotation, slopes that can be set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ...encodings.alibi import AlibiConfig
+from ...encodings.nope import NopeConfig
+from ...layering import Part, split_spec
+from ...patchers.family import Host
+from ...plan import parse_spec, resolve_layers, settle_rope
+from ...registry import get_encoding
+from ...sites import PiecewiseEncoding, RotationEncoding
+
+
+def calibratable(host: Host, spec: Any, options: Mapping[str, Any], layers: Any, *, gains: bool) -> Any:
+    """``spec`` as ``patch_model`` takes it, with everything in it that calibration can set.
+
+    Where the native rotation is removed, ``nope`` with ``gains=True`` says so; ALiBi gets slopes of its own. The rest
+    stays: what keeps or scales the rotation has nothing to be fitted.
+
+    Args:
+        gains: whether gains are wanted.
+    """
+    parts = split_spec(spec, options, layers, len(host.layers))
+    if len(parts) == 1 and not parts[0].of_several:
+        return _part(host, parts[0], gains)
+    mapping: dict[Any, Any] = {}
+    for part in parts:
+        indices = resolve_layers(part.layers, len(host.layers))
+        mapping[tuple(indices)] = _part(host, part, gains)
+    return mapping
+
+
+def _part(host: Host, part: Part, gains: bool) -> Any:
+    configs, keeps_native = parse_spec(part.spec, part.options)
+    configs, keeps_native = settle_rope(host, configs, keeps_native)
+    if keeps_native:
+        return ["native", *configs]
+    settled: list[Any] = [replace(c, learnable=True) if isinstance(c, AlibiConfig) else c for c in configs]
+    turns = [c for c in settled if issubclass(get_encoding(c.name), (RotationEncoding, PiecewiseEncoding))]
+    if host.family.rotary is None or not gains:
+        return settled
+    if not turns:
+        return [NopeConfig(gains=True), *settled]
+    return [replace(c, gains=True) if isinstance(c, NopeConfig) else c for c in settled]
