@@ -281,7 +281,13 @@ def test_wrong_patches_are_refused(value: Any, words: str) -> None:
 
 def test_overrides_reach_every_notation() -> None:
     raw = {"model": "smollm2", "patch": "yarn", "fade": False, "evaluate": {"lengths": [512]}}
-    items = ["patch.factor=8", "evaluate.lengths=512,2k", "evaluate.options.passkey.digits=7", "run.seed=3", "save=false"]
+    items = [
+        "patch.factor=8",
+        "evaluate.lengths=512,2k",
+        "evaluate.options.passkey.digits=7",
+        "run.seed=3",
+        "save=false",
+    ]
     made = make_recipe(apply(raw, read_overrides(items)))
     assert made["patch"].spec == [YarnConfig(factor=8)]
     assert made["evaluate"].lengths == (512, 2048)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,7 +46,9 @@ def train(
         bool, typer.Option("--restart/--resume", help="Start over in the folder of an earlier run, or go on with it.")
     ] = False,
     launch: Annotated[bool, typer.Option("--launch", help="Run several processes, through accelerate.")] = False,
-    processes: Annotated[int | None, typer.Option(help="With --launch: how many; one per accelerator if unsaid.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="With --launch: how many; one per accelerator if unsaid.")
+    ] = None,
     config: Annotated[
         str | None, typer.Option(help="With --launch: accelerate's file, or ddp, fsdp2, zero3, cpu2.")
     ] = None,
@@ -124,6 +127,8 @@ def _run(recipe: Any, again: bool, expect: str | None, as_json: bool) -> None:
     from .running import progress_bar
 
     check_recipe(recipe, again=again)
+    for noise in ("transformers", "torch.utils.data"):  # about names to come, and about machines without a GPU
+        warnings.filterwarnings("ignore", module=noise)
     kind = None
     try:
         with clean_stdout(as_json), progress_bar() as report:

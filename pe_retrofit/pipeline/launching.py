@@ -82,13 +82,13 @@ def plan_launch(processes: int | None, config: str | None) -> Plan:
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST:
         raise ConfigError("How many processes? This machine has no accelerator; say --processes 2.")
     kind = _kind(said, path, "ddp" if count > 1 else "one")
+    if kind.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
+        raise UnsupportedError(f"{path} asks for {kind}, which needs DeepSpeed. Install it with: pip install deepspeed")
     if kind.startswith(("fsdp", "zero")) and cpu:
         raise UnsupportedError(
             f"{path} asks for {kind}, and accelerate does not shard on CPUs: it would run DDP and not say so. Use "
             "--config cpu2 for two processes on CPUs, or a machine with accelerators."
         )
-    if kind.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
-        raise UnsupportedError(f"{path} asks for {kind}, which needs DeepSpeed. Install it with: pip install deepspeed")
     machines = said.get("num_machines", 1)
     if not cpu and machines in (None, 1) and count > devices:
         raise ConfigError(f"{count} processes were asked for, and this machine has {devices} accelerators.")
@@ -111,7 +111,16 @@ def launch(plan: Plan, words: Sequence[str]) -> None:
     flags = [] if plan.config is None else ["--config_file", str(plan.config)]
     flags += ["--num_processes", str(plan.processes)]
     if plan.config is None or plan.cpu:
-        flags += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+        flags += [
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+            "--main_process_port",
+            "0",
+        ]
         flags += ["--multi_gpu"] if plan.processes > 1 else []
     arguments = launch_command_parser().parse_args([*flags, "--module", "pe_retrofit.cli", *words])
     with _environment(plan):

@@ -76,7 +76,9 @@ def run(
 def step_names(recipe: Recipe) -> list[str]:
     """The steps of a recipe, in order."""
     store = Store(recipe.folder, recipe, write=False)
-    return Steps(recipe, store, Workshop(recipe, store, None, print), Processes(), lambda text, done, total: None).names()
+    return Steps(
+        recipe, store, Workshop(recipe, store, None, print), Processes(), lambda text, done, total: None
+    ).names()
 
 
 def _run_steps(steps: Steps, store: Store, recipe: Recipe, who: Processes, say: Callable[[str], None]) -> None:
@@ -84,7 +86,9 @@ def _run_steps(steps: Steps, store: Store, recipe: Recipe, who: Processes, say: 
 
     names = steps.names()
     for number, name in enumerate(names, 1):
-        title = f"[{number}/{len(names)}] {name.replace('_', ' after ', 1).replace('after stock', 'of the stock model')}"
+        title = (
+            f"[{number}/{len(names)}] {name.replace('_', ' after ', 1).replace('after stock', 'of the stock model')}"
+        )
         if store.done(name) is not None:
             say(f"{title}: done before")
             continue

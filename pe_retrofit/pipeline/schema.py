@@ -177,7 +177,9 @@ def _evaluate(value: dict[str, Any]) -> dict[str, Any]:
     """Lengths may be written 2k, and a single one, task or depth needs no list."""
     for key in ("lengths", "depths", "tasks", "after"):
         if key in value and isinstance(value[key], (str, int, float)) and not isinstance(value[key], bool):
-            value[key] = [part.strip() for part in value[key].split(",")] if isinstance(value[key], str) else [value[key]]
+            value[key] = (
+                [part.strip() for part in value[key].split(",")] if isinstance(value[key], str) else [value[key]]
+            )
     if isinstance(value.get("lengths"), (list, tuple)):
         value["lengths"] = [read_length(part) for part in value["lengths"]]
     return value

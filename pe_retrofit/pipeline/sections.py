@@ -43,7 +43,13 @@ class ModelOptions(Section):
 
 def _lengths(value: Any) -> str | None:
     whole = isinstance(value, (list, tuple)) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
-    if whole and 0 < len(value) <= 100 and list(value) == sorted(set(value)) and value[0] >= 16 and value[-1] <= LONGEST:
+    if (
+        whole
+        and 0 < len(value) <= 100
+        and list(value) == sorted(set(value))
+        and value[0] >= 16
+        and value[-1] <= LONGEST
+    ):
         return None
     return f"must be ascending lengths in tokens from 16 to {LONGEST}, such as [512, 2k]"
 
@@ -136,7 +142,9 @@ class RunOptions(Section):
     name = "run"
     folder: str | None = words(most=1000, help="for everything that is written; out/NAME-OF-THE-RECIPE by default")
     seed: int = integer(0, low=0, high=2**32 - 1, help="of everything random that has no seed of its own")
-    device: str = choice("auto", ("auto", "cpu", "cuda", "mps", "xpu"), help="auto: the accelerator, where there is one")
+    device: str = choice(
+        "auto", ("auto", "cpu", "cuda", "mps", "xpu"), help="auto: the accelerator, where there is one"
+    )
 
 
 def read_length(value: Any) -> Any:
