@@ -21,6 +21,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from pe_retrofit import ConfigError, UnsupportedError, get_encoding, list_encodings, patch_model, status
 from pe_retrofit.attention import select
 from pe_retrofit.capabilities import BEGIN, OWN, Capability, capabilities, capability, markdown
+from pe_retrofit.installing.strength import set_strength
 from pe_retrofit.sites import HybridEncoding
 
 ROWS = {row.name: row for row in capabilities()}
@@ -200,6 +201,38 @@ def test_tensor_parallelism(name: str, family: str) -> None:
     whole = first_attention(fresh(), ids)
     assert distance(sum(parts), whole) < 1e-5  # type: ignore[arg-type]
     assert min(distance(2 * part, whole) for part in parts) > 1e-3, "the halves differ"
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.4])
+@pytest.mark.parametrize("name", ["alibi", "t5", "shaw", "fox", "fope", "deberta", "cope", "nope", "xpos"])
+def test_tensor_parallelism_while_fading(name: str, strength: float) -> None:
+    """A patch that is partly in force, or not at all, is split the same."""
+
+    def fresh() -> Any:
+        model = patched(name, "llama", HOSTS["llama"].fresh(num_key_value_heads=4))
+        set_strength(model, strength)
+        return model
+
+    ids, parts = tokens(1, 40), []
+    for rank in (0, 1):
+        with process(rank) as mesh:
+            parts.append(first_attention(half(fresh(), mesh), ids))
+    assert distance(sum(parts), first_attention(fresh(), ids)) < 1e-5  # type: ignore[arg-type]
+
+
+def test_gains_of_queries_are_split() -> None:
+    def fresh() -> Any:
+        model = patch_model(HOSTS["llama"].fresh(num_key_value_heads=4), "nope", gains=True)
+        with torch.no_grad():
+            for _, parameter in learned_parameters(model):
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        return model
+
+    ids, parts = tokens(1, 40), []
+    for rank in (0, 1):
+        with process(rank) as mesh:
+            parts.append(first_attention(half(fresh(), mesh), ids))
+    assert distance(sum(parts), first_attention(fresh(), ids)) < 1e-5  # type: ignore[arg-type]
 
 
 def test_scores_that_do_not_say_what_is_per_head_are_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
