@@ -69,13 +69,14 @@ from .status import PatchInfo, Status, status
 
 if TYPE_CHECKING:
     from .evaluation import evaluate_model, inspect_model
+    from .retrofit import calibrate
 
 __version__ = "0.1.0"
 
 _register_attention()
 _register_hub()
 
-_LATER = {"evaluate_model": "evaluation", "inspect_model": "evaluation"}
+_LATER = {"calibrate": "retrofit", "evaluate_model": "evaluation", "inspect_model": "evaluation"}
 """Names that are imported when they are first used, because few uses need them."""
 
 
@@ -141,6 +142,7 @@ __all__ = [
     "WindowConfig",
     "XposConfig",
     "YarnConfig",
+    "calibrate",
     "evaluate_model",
     "get_encoding",
     "inspect_model",

@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .calibration import CalibrateOptions, Calibration, calibrate
 from .fade import FadeOptions
 
 if TYPE_CHECKING:
@@ -18,4 +19,4 @@ def __getattr__(name: str) -> object:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["FadeCallback", "FadeOptions"]
+__all__ = ["CalibrateOptions", "Calibration", "FadeCallback", "FadeOptions", "calibrate"]

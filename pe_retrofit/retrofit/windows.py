@@ -27,8 +27,8 @@ def draw_windows(
     if isinstance(texts, Tensor):
         if texts.dim() != 2 or texts.is_floating_point() or texts.shape[0] < count or texts.shape[1] < length:
             raise ConfigError(
-                f"Token ids must be whole numbers of shape [at least {count}, at least {length}] (windows, length), got "
-                f"{texts.dtype} of shape {tuple(texts.shape)}."
+                f"Token ids must be whole numbers of shape [at least {count}, at least {length}] (windows, length), "
+                f"got {texts.dtype} of shape {tuple(texts.shape)}."
             )
         return texts[:count, :length].long().cpu()
     if tokenizer is None:
@@ -41,8 +41,8 @@ def draw_windows(
         pieces += [ids[i : i + body] for i in range(0, len(ids) - body + 1, body)]
     if len(pieces) < count:
         raise ConfigError(
-            f"The texts hold {len(pieces)} windows of {length} tokens, and {count} are needed. Give more text, or lower "
-            "windows or length."
+            f"The texts hold {len(pieces)} windows of {length} tokens, and {count} are needed. Give more text, or "
+            "lower windows or length."
         )
     order = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(seed))[:count].tolist()
     chosen = torch.tensor([pieces[i] for i in order])

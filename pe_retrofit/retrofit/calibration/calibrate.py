@@ -143,8 +143,8 @@ def _fit_all(
     chosen = [layer for layer, attention in enumerate(host.attentions) if fittable(attention)]
     if not chosen:
         raise UnsupportedError(
-            "Nothing of this encoding can be fitted: it keeps or scales the rotation of the model, or has no parameters. "
-            "Patch it with patch_model instead; biases in place of the rotation, and 'nope', can be calibrated."
+            "Nothing of this encoding can be fitted: it keeps or scales the rotation of the model or has no "
+            "parameters. Patch it with patch_model instead; what replaces the rotation can be calibrated."
         )
     entries = [record(host, window[None].to(host.base.device)) for window in windows]
     states = [entry[0][0] for entry in entries]
@@ -158,7 +158,7 @@ def _fit_all(
             if native is None:
                 raise UnsupportedError(
                     f"The rotation of layer {layer} depends on the length of the text, so there is no one attention "
-                    "to fit to. Set config.rope_parameters to frequencies that stay, e.g. rope_type='yarn', before loading."
+                    "to fit to. Set config.rope_parameters to frequencies that stay, e.g. 'yarn', before loading."
                 )
             originals = [observe(host, layer, t[layer], o[layer]) for t, o in zip(teacher, others, strict=True)]
             inputs = states if options.sequential else [t[layer] for t in teacher]

@@ -64,9 +64,8 @@ def observe(host: Host, layer: int, states: Tensor, others: Arguments) -> Call:
         seen.append(call)
         raise _Seen
 
-    with _observed(host.attentions[layer], keep):
-        with suppress(_Seen):
-            run_layer(host, layer, states, others)
+    with _observed(host.attentions[layer], keep), suppress(_Seen):
+        run_layer(host, layer, states, others)
     return seen[0]
 
 
