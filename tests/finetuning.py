@@ -121,6 +121,23 @@ def _worker(folder: Path, moment: str, when: int) -> None:
     (folder / "done.json").write_text(json.dumps({"resumed": done.resumed, "steps": done.steps}))
 
 
+def forked(work: Any) -> int:
+    """Run in a process of its own, a copy of this one; its exit code, or minus the signal that ended it."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def worker(folder: Path, moment: str, when: int = 0) -> int:
+    return forked(lambda: _worker(folder, moment, when))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     _worker(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

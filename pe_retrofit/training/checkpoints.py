@@ -34,7 +34,7 @@ def seal(folder: Path) -> None:
         OSError: the disk is full.
     """
     files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST):
         files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _digest(path, sync=True)}
     write_json(folder / MANIFEST, {"version": VERSION, "files": files})
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
@@ -21,6 +20,7 @@ from .lora import position_parameters
 from .options import DistillOptions, FineTuneOptions
 
 WEIGHTS = "adapter_model.safetensors"
+MODEL = "model.safetensors"
 
 
 class PositionTrainer(Trainer):
@@ -176,30 +176,30 @@ class PositionTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
-        if not hasattr(self.trained, "peft_config"):
-            super()._save(output_dir, state_dict)
+        adapted = hasattr(self.trained, "peft_config")
+        state = whole_state(self.trained, trained=adapted) if state_dict is None else state_dict
+        if not self.args.should_save:
+            return
+        if adapted:
+            self.trained.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+            (folder / "README.md").unlink(missing_ok=True)  # a form to fill in
         else:
-            state = whole_state(self.trained, trained=True) if state_dict is None else state_dict
-            if self.args.should_save:
-                self.trained.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
-        if self.args.should_save:
-            for name in ("training_args.bin", "README.md"):  # a pickle of code, and a form to fill in
-                (folder / name).unlink(missing_ok=True)
+            # under the names the model has now: save_pretrained may write others, which only from_pretrained undoes
+            own = _own_names(self.trained)
+            save_file({n: t for n, t in state.items() if n in own}, folder / MODEL, metadata={"format": "pt"})
+            self.trained.config.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load the weights; all of them must fit."""
         model = self.trained if model is None else model
-        file = os.path.join(resume_from_checkpoint, WEIGHTS)
-        if not hasattr(model, "peft_config") or not os.path.isfile(file):
+        folder = Path(resume_from_checkpoint)
+        adapted = hasattr(model, "peft_config")
+        if not (folder / (WEIGHTS if adapted else MODEL)).is_file():  # as FSDP1 and DeepSpeed write them
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        load_adapter(model, Path(file))
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
-        missing = sorted(set(load_result.missing_keys) - tied)
-        if missing or load_result.unexpected_keys:
-            raise ConfigError(_not_fitting(missing, load_result.unexpected_keys))
+        elif adapted:
+            load_adapter(model, folder / WEIGHTS)
+        else:
+            load_weights(model, folder / MODEL)
 
 
 class _LogAtSave(TrainerCallback):
@@ -225,16 +225,35 @@ def load_adapter(model: Any, file: Path) -> None:
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     state = load_file(file)
-    wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
-    missing = sorted(set(wanted) - set(state))
-    unexpected = sorted(set(state) - set(wanted))
-    shapes = [k for k in wanted if k in state and wanted[k].shape != state[k].shape]
-    if missing or unexpected or shapes:
-        raise ConfigError(_not_fitting(missing, unexpected, shapes))
+    _check_fit(state, get_peft_model_state_dict(model, save_embedding_layers=False))
     set_peft_model_state_dict(model, state)
 
 
-def _not_fitting(missing: list[str], unexpected: list[str], shapes: list[str] | None = None) -> str:
-    parts = {"the checkpoint lacks": missing, "the model has no": unexpected, "of another shape": shapes or []}
+def load_weights(model: Any, file: Path) -> None:
+    """Load all weights.
+
+    Raises:
+        ConfigError: keys or shapes differ; nothing was loaded.
+    """
+    state, own = load_file(file), _own_names(model)
+    _check_fit(state, {n: t for n, t in model.state_dict().items() if n in own})
+    model.load_state_dict(state, strict=False)
+
+
+def _own_names(model: nn.Module) -> set[str]:
+    """Names of the tensors of a state dict, each tensor once."""
+    state = model.state_dict(keep_vars=True)
+    return set({id(tensor): name for name, tensor in reversed(state.items())}.values())
+
+
+def _check_fit(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    parts = {
+        "the checkpoint lacks": sorted(set(wanted) - set(state)),
+        "the model does not have": sorted(set(state) - set(wanted)),
+        "of another shape are": [k for k in wanted if k in state and wanted[k].shape != state[k].shape],
+    }
     said = "; ".join(f"{what} {len(keys)} tensors, such as {keys[0]!r}" for what, keys in parts.items() if keys)
-    return f"The checkpoint does not fit the model ({said}). Patch the model, and give it the adapter, as when saved."
+    if said:
+        raise ConfigError(
+            f"The checkpoint does not fit the model ({said}). Patch the model, and give it the adapter, as when saved."
+        )
