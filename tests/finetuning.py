@@ -14,6 +14,7 @@ import tiny
 import torch
 
 from pe_retrofit import patch_model
+from pe_retrofit.retrofit.fade import FadeOptions
 from pe_retrofit.training import FineTuneOptions, LoraOptions, finetune
 
 LORA = LoraOptions(r=2, dropout=0.1)
@@ -76,7 +77,7 @@ def _worker(folder: Path, moment: str, when: int) -> None:
 
     class Killer(transformers.TrainerCallback):
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if moment == "step" and state.global_step == when:
+            if moment in ("step", "fading") and state.global_step == when:
                 die()
 
     def at(name: str, place: Any, attribute: str, *, after: bool) -> None:
@@ -116,7 +117,8 @@ def _worker(folder: Path, moment: str, when: int) -> None:
         import peft.peft_model
 
         peft.peft_model.safe_save_file = torn
-    done = run(folder, callbacks=[Killer()])
+    fade = FadeOptions(steps=5) if moment == "fading" else None
+    done = run(folder, callbacks=[Killer()], fade=fade)
     torch.save(weights(done.model), folder / "final.pt")
     (folder / "done.json").write_text(json.dumps({"resumed": done.resumed, "steps": done.steps}))
 

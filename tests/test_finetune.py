@@ -159,8 +159,8 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:
         run(tmp_path, short(), None, patched().requires_grad_(False))
     with pytest.raises(UnsupportedError, match="half precision"):
         run(tmp_path, short(), LORA, patched().to(torch.bfloat16))
+    model = patched(build=lambda: tiny.bert("BertForSequenceClassification"))
     with pytest.raises(ConfigError, match="logits over a vocabulary"):
-        model = patched(build=lambda: tiny.bert("BertForSequenceClassification"))
         run(tmp_path, short(), LORA, model, distill=DistillOptions())
     assert not list(tmp_path.iterdir())
 

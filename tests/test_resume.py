@@ -19,6 +19,7 @@ import torch
 from finetuning import LORA, OPTIONS, Data, Rows, forked, patched, run, weights, worker
 
 from pe_retrofit.errors import ConfigError, TrainingError
+from pe_retrofit.retrofit.fade import FadeOptions
 from pe_retrofit.training import checkpoints
 from pe_retrofit.training.journal import FILE, Journal
 
@@ -102,6 +103,19 @@ def test_other_families_and_full_fine_tuning_go_on_too(build: Any, whole: bool, 
     again = run(tmp_path, options, lora, patched(["native", "t5"], build))
     assert again.resumed == "checkpoint-2"
     assert same(weights(again.model), weights(first.model))
+
+
+def test_a_fade_goes_on_too(tmp_path: Path) -> None:
+    fade = FadeOptions(steps=5)
+    first = run(tmp_path / "a", fade=fade)
+    assert worker(tmp_path / "b", "fading", 3) == -signal.SIGKILL
+    again = run(tmp_path / "b", fade=fade)
+    assert again.resumed == "checkpoint-2"
+    assert same(weights(again.model), weights(first.model))
+    assert timeless(again.history) == timeless(first.history)
+    assert [row["strength"] for row in first.history] == sorted(row["strength"] for row in first.history)
+    with pytest.raises(ConfigError, match=r"fade\.steps: 5 became 4"):
+        run(tmp_path / "b", fade=FadeOptions(steps=4))
 
 
 def test_a_finished_run_is_only_loaded(tmp_path: Path) -> None:

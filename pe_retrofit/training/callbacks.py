@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 from ..progress import Report
 from .journal import Journal
 
-_SHOWN = ("loss", "cross_entropy", "kl", "eval_loss", "learning_rate", "grad_norm")
+_SHOWN = ("loss", "cross_entropy", "kl", "eval_loss", "learning_rate", "grad_norm", "strength")
 
 
 class Progress(TrainerCallback):

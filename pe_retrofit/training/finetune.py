@@ -144,7 +144,7 @@ def _train(
         data_collator=prepared.collator,
         options=options,
         distill=distill,
-        callbacks=[Progress(journal, report or (lambda text, done, total: None)), *_fading(fade), *callbacks],
+        callbacks=[*_fading(fade), Progress(journal, report or (lambda text, done, total: None)), *callbacks],
     )
     _quiet(trainer)
     for sentence in skipped:
