@@ -63,7 +63,7 @@ def test_sharding_on_cpus_is_refused(recipe: Path, name: str, monkeypatch: pytes
     import torch
 
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    with pytest.raises(UnsupportedError, match="would run DDP|DeepSpeed"):
+    with pytest.raises(UnsupportedError, match=r"would run DDP|DeepSpeed"):
         plan_launch(2, name)
 
 

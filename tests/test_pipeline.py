@@ -209,6 +209,27 @@ def test_control_arm_without_a_patch(folder: Path) -> None:
     assert not (folder / "control" / "model").exists()
 
 
+def test_calibrated_run_resumes_with_what_was_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights that calibration found go into training, also when they come from the folder."""
+    more = {"calibrate": {"windows": 2, "length": 32, "rows": 8}, "save": {}}
+    evaluate = recipe_runs.raw(folder, "x")["evaluate"] | {"after": ["patch", "calibrate"]}
+    found = run(make_recipe(recipe_runs.raw(folder, "calibrated", **more, evaluate=evaluate), "tiny"))
+    assert [row["stage"] for row in found["rows"]] == ["stock", "patch", "calibrate", "finetune"]
+    values = [row["values"][0] for row in found["rows"]]
+    assert len(set(values)) == 4
+    recipe = make_recipe(recipe_runs.raw(folder, "calibrated2", **more, evaluate=evaluate), "tiny")
+    original = Steps.finetune
+    monkeypatch.setattr(Steps, "finetune", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe)
+    monkeypatch.setattr(Steps, "finetune", original)
+    monkeypatch.setattr(Steps, "calibrate", lambda self: pytest.fail("calibrated twice"))
+    again = run(recipe)
+    assert [row["values"] for row in again["rows"]] == [row["values"] for row in found["rows"]]
+    mine, theirs = saved(folder / "calibrated"), saved(folder / "calibrated2")
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
 def test_nothing_held_out_is_refused(folder: Path) -> None:
     raw = recipe_runs.raw(folder, "bare")
     raw["data"]["held_out"] = 0

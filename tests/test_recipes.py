@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -57,7 +58,8 @@ def test_shipped_recipes_cover_what_is_promised() -> None:
     assert len(set(names)) == len(names)
     for start in ("llama32_1b", "qwen3_06b", "pythia_410m", "bert_base", "smollm2"):
         assert any(name.startswith(start) for name in names), start
-    encodings = {name for recipe in SHIPPED for name in load_recipe(recipe.path)["patch"].names}
+    patches = [patch for recipe in SHIPPED if (patch := load_recipe(recipe.path)["patch"]) is not None]
+    encodings = {name for patch in patches for name in patch.names}
     assert {"yarn", "alibi", "nope", "t5", "fire", "kerple"} <= encodings
 
 
@@ -132,7 +134,7 @@ def test_bad_files_are_refused_in_words(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(ConfigError):
         load_recipe(path)
     for missing in (tmp_path / "none.yaml", tmp_path):
-        with pytest.raises(ConfigError, match="There is no recipe|is a folder"):
+        with pytest.raises(ConfigError, match=r"There is no recipe|is a folder"):
             load_recipe(missing)
 
 
@@ -160,10 +162,8 @@ def test_what_is_written_is_read_back(value: dict[str, Any]) -> None:
 @given(st.text(max_size=200))
 @settings(max_examples=200)
 def test_any_text_is_a_recipe_or_refused(text: str) -> None:
-    try:
+    with contextlib.suppress(ConfigError):
         make_recipe(read_text(text))
-    except ConfigError:
-        pass
 
 
 # Sections
@@ -179,9 +179,11 @@ def test_any_sections_are_a_recipe_or_refused(raw: dict[str, Any]) -> None:
     try:
         made = make_recipe(raw)
     except ConfigError as error:
-        assert len(error.problems) == str(error).count("\n  - ") or len(error.problems) >= 1
+        problems = error.problems
+    else:
+        assert make_recipe(read_text(made.to_yaml()), made.name).to_yaml() == made.to_yaml()
         return
-    assert make_recipe(read_text(made.to_yaml()), made.name).to_yaml() == made.to_yaml()
+    assert problems, "each is listed"
 
 
 def test_all_problems_come_at_once() -> None:
@@ -312,10 +314,8 @@ def test_an_override_is_given_once() -> None:
 @given(st.lists(st.text(max_size=12) | st.builds("{}.{}={}".format, keys, options, st.text(max_size=8)), max_size=3))
 @settings(max_examples=200, deadline=None)
 def test_any_override_is_taken_or_refused(items: list[str]) -> None:
-    try:
+    with contextlib.suppress(ConfigError):
         make_recipe(apply({"model": "smollm2", "patch": "alibi"}, read_overrides(items)))
-    except ConfigError:
-        pass
 
 
 # The command line

@@ -54,8 +54,8 @@ def save_model(model: Any, tokenizer: Any, folder: Path, form: str, auto: type[A
                 difference = (first_output(again, ids) - expected).abs().max().item()
                 if not difference <= 1e-5 * expected.abs().max().item():
                     raise UnsupportedError(
-                        f"The saved model gives other logits than the one in memory (largest difference {difference:.3g}"
-                        "), so nothing was kept. Please report this with the recipe."
+                        f"The saved model gives other logits than the one in memory (difference {difference:.3g}), "
+                        "so nothing was kept. Please report this with the recipe."
                     )
     except SafetensorError as error:
         raise OSError(f"The model cannot be written to {folder}: {error}") from error

@@ -91,8 +91,8 @@ def named_or_file(text: str) -> Path:
     if path.exists() or path.suffix.lower() in (".yaml", ".yml", ".json"):
         if not path.exists() and "/" not in text and path.stem in {found.name for found in shipped()}:
             raise ConfigError(
-                f"There is no recipe {text!r} here. The package has one of this name: copy it with `pe-retrofit recipes "
-                f"copy {path.stem}`, or run it as it is with `pe-retrofit train {path.stem}`."
+                f"There is no recipe {text!r} here. The package has one of this name: copy it with `pe-retrofit "
+                f"recipes copy {path.stem}`, or run it as it is with `pe-retrofit train {path.stem}`."
             )
         return path
     return find(text)

@@ -113,8 +113,8 @@ def restore(model: nn.Module, path: Path) -> None:
     wrong = [n for n, t in tensors.items() if n not in own or own[n].shape != t.shape]
     if wrong:
         raise ConfigError(
-            f"The snapshot {path} is of another model: {len(wrong)} tensors such as {wrong[0]!r} have no place here. Was "
-            "the model or a package changed since? Start the run over with --restart."
+            f"The snapshot {path} is of another model: {len(wrong)} tensors such as {wrong[0]!r} have no place here. "
+            "Was the model or a package changed since? Start the run over with --restart."
         )
     with torch.no_grad():
         for name, tensor in tensors.items():

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import UnsupportedError
+import torch
+
+from ..errors import ConfigError, UnsupportedError
 from ..evaluation.distributed import Processes
 from ..patching import patch_model
 from ..progress import Report
@@ -68,15 +70,14 @@ class Steps:
         """Fit the encodings to the model; the first of several processes does it, the others take what it found."""
         result: dict[str, Any] = {}
         if self.who.main:
-            from ..retrofit import calibrate  # type: ignore[attr-defined]
+            from ..retrofit import calibrate
 
-            texts = self.texts()
+            windows = self._windows("calibrate")
             model, options = self.workshop.get(STOCK), self.recipe["patch"]
             done = calibrate(
                 model,
                 options.spec,
-                texts,
-                tokenizer=self.workshop.load_tokenizer(),
+                windows,
                 layers=options.selected,
                 options=self.recipe["calibrate"],
                 report=self.report,
@@ -90,10 +91,11 @@ class Steps:
         if self.who.main:
             from ..retrofit.transfer import transfer  # type: ignore[import-not-found]
 
+            windows = self._windows("transfer")
             self.workshop.get(self.workshop.before("transfer"))
             if self.recipe["lora"] is not None:
                 self.workshop.wrap()
-            found = transfer(self.workshop.model, self.windows(), self.recipe["transfer"], report=self.report)
+            found = transfer(self.workshop.model, windows, self.recipe["transfer"], report=self.report)
             result = {**found, "snapshot": self.workshop.keep("transfer")}
         return self._shared(result)
 
@@ -192,6 +194,24 @@ class Steps:
             model = self.workshop.model if self.workshop.model is not None else self.workshop.get(STOCK)
             self.material = prepare(self.recipe["data"], tokenizer, model, report=self.report)
         return self.material
+
+    def _windows(self, section: str) -> torch.Tensor:
+        """``[windows, length]`` token ids of the training data, as many and as long as a section asks for."""
+        count, length = self.recipe[section].windows, self.recipe[section].length
+        found: list[list[int]] = []
+        rest: list[int] = []
+        for row in self.prepared().train:
+            ids = _unmasked(row)
+            rest = ids if len(ids) >= length else rest + ids  # short rows are joined
+            if len(rest) >= length:
+                found.append(rest[:length])
+                rest = []
+            if len(found) == count:
+                return torch.tensor(found)
+        raise ConfigError(
+            f"{section}: windows={count} of length={length} tokens are needed, and the training data has {len(found)}. "
+            "Give more text, or lower windows or length."
+        )
 
     def _shared(self, result: dict[str, Any], *, again: bool = False) -> dict[str, Any]:
         """Let all processes go on from what the first one wrote."""

@@ -21,8 +21,8 @@ def summary(store: Store) -> dict[str, Any]:
     """
     evaluated = {name.partition("_")[2]: s for name, s in store.steps.items() if name.startswith("evaluate_")}
     columns: list[dict[str, Any]] = []
-    for step in evaluated.values():
-        for task, rows in step["result"]["rows"].items():
+    for evaluation in evaluated.values():
+        for task, rows in evaluation["result"]["rows"].items():
             variant = _shown(rows)
             for row in rows:
                 column = {"task": task, "variant": variant, "length": row["length"], "metric": _metric(row)}
@@ -33,13 +33,19 @@ def summary(store: Store) -> dict[str, Any]:
     stages = ["stock", *(name for name in store.steps if not name.startswith("evaluate_") and name != "save")]
     found = []
     for stage in stages:
-        step, values = store.steps.get(stage), evaluated.get(stage)
+        step: dict[str, Any] | None = store.steps.get(stage)
+        values = evaluated.get(stage)
         if step is None and values is None:
             continue
-        row: dict[str, Any] = {"stage": stage, "seconds": None if step is None else step["seconds"]}
-        row["tokens"] = None if step is None else step["result"].get("tokens")
-        row["values"] = None if values is None else [_value(values["result"]["rows"], column) for column in columns]
-        found.append(row)
+        asked = None if values is None else values["result"]["rows"]
+        found.append(
+            {
+                "stage": stage,
+                "seconds": None if step is None else step["seconds"],
+                "tokens": None if step is None or stage == "calibrate" else step["result"].get("tokens"),
+                "values": None if asked is None else [_value(asked, column) for column in columns],
+            }
+        )
     return {"name": store.recipe.name, "columns": columns, "rows": found, "saved": store.done("save")}
 
 
