@@ -9,8 +9,9 @@ import typer
 
 HELP = """Patch a model and fit the new encoding to what the original does: no training, minutes on a CPU.
 
-As pe-retrofit patch, with a better start: the original is run over a few windows of text, and each head's new parameters
-are those that keep its attention nearest. The table shows each layer's divergence with the default start and calibrated.
+As pe-retrofit patch, with a better start: the original is run over a few windows of text, and each head's new
+parameters are those that keep its attention nearest. The table shows each layer's divergence with the default start and
+calibrated.
 
 Examples:
 
@@ -92,9 +93,9 @@ def _print(found: dict[str, Any], model: str, out: Path) -> None:
     for column in ("layer", "default start", "calibrated", "error of the states"):
         table.add_column(column, justify="right")
     for row in found["layers"]:
-        table.add_row(
-            str(row["layer"]), f"{row['before']:.3g}", f"{row['after']:.3g}", f"{100 * row['state_error']:.1f} %"
-        )
+        error = row["state_error"]
+        states = "-" if error != error else f"{100 * error:.1f} %"  # not a number after the last layer
+        table.add_row(str(row["layer"]), f"{row['before']:.3g}", f"{row['after']:.3g}", states)
     table.add_section()
     table.add_row("mean", f"{found['before']:.3g}", f"{found['after']:.3g}", "")
     console = Console()
