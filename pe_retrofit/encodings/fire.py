@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..config import EncodingConfig, integer, number
 from ..registry import register_encoding
 from ..sites import BiasEncoding, EncodingInfo, HostShape
+from ..sites.hats import hats, knots
 from ..sites.lookup import Lookup
 from .mlp import ScalarNetwork
 
@@ -64,6 +65,7 @@ class Fire(BiasEncoding[FireConfig]):
     def __init__(self, config: FireConfig, host: HostShape) -> None:
         super().__init__(config, host)
         self.network = ScalarNetwork([config.width], host.num_heads)
+        self._knots: Tensor | None = None
         self.c = nn.Parameter(torch.full((1,), config.c))
         self.threshold = nn.Parameter(torch.ones(1))
 
@@ -72,6 +74,24 @@ class Fire(BiasEncoding[FireConfig]):
 
     def speaking(self) -> list[nn.Parameter]:
         return self.network.last()
+
+    @torch.no_grad()
+    def open_basis(self, reach: int, *, causal: bool) -> None:
+        self.threshold.clamp_(min=(reach + 1) / self.config.length)  # so that up to there the distance alone counts
+        distance = knots(reach, self.config.width, both=False)
+        self._knots = self._argument(distance)
+
+    def basis(self, distance: Tensor, *, causal: bool) -> Tensor | None:
+        return None if self._knots is None else hats(self._argument(distance), self._knots).float()
+
+    def take(self, weights: Tensor) -> None:
+        assert self._knots is not None
+        self.network.interpolate(self._knots, weights)
+
+    def _argument(self, distance: Tensor) -> Tensor:
+        """What the network sees of distances while no position exceeds ``L0``."""
+        start = distance.new_zeros(1, 1)
+        return self._psi(distance).double() / self._scale(start, start)[0, 0, 0].double()
 
     def bias_at(self, query_positions: Tensor, key_positions: Tensor, *, causal: bool) -> Tensor:
         distance = query_positions[:, :, None] - key_positions[:, None, :]

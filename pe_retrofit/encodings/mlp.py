@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ..config import EncodingConfig, choice, integer
 from ..registry import register_encoding
 from ..sites import BiasEncoding, EncodingInfo, HostShape
+from ..sites.hats import hats, hinges, knots
 
 SEED = 20211118
 CHUNK = 2**18
@@ -48,6 +49,29 @@ class ScalarNetwork(nn.Module):
                 parameter.copy_((2 * torch.rand(parameter.shape, generator=generator) - 1) * bound)
         self.weights[-1].zero_()
         self.biases[-1].zero_()
+
+    @torch.no_grad()
+    def interpolate(self, at: Tensor, values: Tensor) -> None:
+        """Become the piecewise-linear function through ``values [h, k]`` at ``at [k]``, constant outside.
+
+        For one hidden layer of at least ``k`` units with ReLU. Units that are left over are silent.
+        """
+        first, last = self.weights
+        rounded = at.to(last.dtype).double().unique().cpu()
+        k = len(rounded)
+        there = values.double().cpu() @ hats(rounded, at.double().cpu()).t()
+        coefficients, start = hinges(there, rounded, last.dtype)
+        first.fill_(1.0)
+        self.biases[0].fill_(1.0)
+        self.biases[0][:k] = -rounded.to(self.biases[0])
+        last.zero_()
+        last[:, :k] = coefficients.to(last.device)
+        self.biases[1].copy_(start)
+
+    @property
+    def interpolates(self) -> bool:
+        """Whether :meth:`interpolate` is possible."""
+        return len(self.weights) == 2 and self.activation is nn.functional.relu
 
     def last(self) -> list[nn.Parameter]:
         """The parameters of the last layer."""
@@ -105,6 +129,7 @@ class Mlp(BiasEncoding[MlpConfig]):
     def __init__(self, config: MlpConfig, host: HostShape) -> None:
         super().__init__(config, host)
         self.network = ScalarNetwork([config.width] * (config.layers - 1), host.num_heads, config.activation)
+        self._knots: Tensor | None = None
 
     def start(self, *, keeps_native: bool) -> None:
         self.network.start()
@@ -118,6 +143,20 @@ class Mlp(BiasEncoding[MlpConfig]):
 
     def bias(self, prepared: Tensor, *, causal: bool) -> Tensor:
         return self.network(prepared)
+
+    def open_basis(self, reach: int, *, causal: bool) -> None:
+        if self.network.interpolates:
+            distance = knots(reach, self.config.width, both=not causal)
+            self._knots = self.prepare(distance, causal=causal)
+
+    def basis(self, distance: Tensor, *, causal: bool) -> Tensor | None:
+        if self._knots is None:
+            return None
+        return hats(self.prepare(distance, causal=causal), self._knots).float()
+
+    def take(self, weights: Tensor) -> None:
+        assert self._knots is not None
+        self.network.interpolate(self._knots, weights)
 
     @classmethod
     def identity(cls, config: Any, *, keeps_native: bool, host: HostShape) -> bool:

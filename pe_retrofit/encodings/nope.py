@@ -46,7 +46,7 @@ class Nope(RotationEncoding[NopeConfig]):
     and ``floor_scale``, which keeps attention sharp over texts longer than trained. The latter depends on the query's
     position alone, so it is the same with a cache and without, but a shift of all positions changes the output.
 
-    With ``gains=True`` each head learns a complex number per frequency of the removed rotation, ``gain [h, n, 2]``, that
+    With ``gains=True`` each head learns a complex number per frequency of the removed rotation, ``gain [h, n, 2]``. It
     multiplies the same pair of dimensions of its queries. It starts at 1. A head that looks at a usual distance D loses
     little without its rotation if ``g_m = e^(i D theta_m)`` takes its place, which calibration finds in closed form.
 

@@ -107,6 +107,9 @@ class BiasEncoding(Encoding[C], Silence, nn.Module):
         """``[h]`` when the causal bias is exactly ``-slope * (i - j)``, which plain fused attention can carry."""
         return None
 
+    def open_basis(self, reach: int, *, causal: bool) -> None:
+        """Settle what :meth:`basis` depends on, for distances up to ``reach``: calibration calls it first."""
+
     def basis(self, distance: Tensor, *, causal: bool) -> Tensor | None:
         """``[..., f]`` functions of distances ``[...]``, where the bias of each head is a weighted sum of them.
 

@@ -76,6 +76,8 @@ def fit_layer(
     layer = _Layer(calls, rows, targets, gain, heads)
     before = layer.solve([], replace(options, steps=0), fixed=biases, start=_ones(gain, heads)).after
     start = layer.usual(native)
+    for encoding in biases:
+        encoding.open_basis(layer.reach, causal=layer.causal)
     direct = [b for b in biases if (n := _features_of(b, calls[0])) and n <= MOST_FEATURES]
     other = [b for b in biases if b not in direct]
     found = layer.solve(direct, options, free=bool(other), start=start)
