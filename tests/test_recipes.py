@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
@@ -152,11 +152,9 @@ plain = st.recursive(
 
 
 @given(st.dictionaries(st.text(max_size=6), plain, max_size=4))
+@example({"\x85": "\u2028", "a": "1e-3", "b": "no", "c": "010", "d": "\ufeff\x00", "e": 1e-9, "f": ""})
 def test_what_is_written_is_read_back(value: dict[str, Any]) -> None:
-    printable = all(yaml.reader.Reader.NON_PRINTABLE.search(json.dumps(value, ensure_ascii=False)) is None for _ in "1")
-    text = write_text(value)
-    if printable:
-        assert read_text(text) == value
+    assert read_text(write_text(value)) == value
 
 
 @given(st.text(max_size=200))

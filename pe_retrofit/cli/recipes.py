@@ -13,6 +13,8 @@ Examples:
 
   pe-retrofit recipes list
 
+  pe-retrofit recipes list --json
+
   pe-retrofit recipes show smollm2_yarn4_lora
 
   pe-retrofit recipes copy smollm2_yarn4_lora my_recipe.yaml

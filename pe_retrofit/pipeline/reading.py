@@ -70,6 +70,15 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789."))
+_BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")
+"""Line breaks of Unicode, which PyYAML folds to spaces unless they are in double quotes."""
+
+
+def _text(dumper: Any, data: str) -> Any:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", data, style='"' if _BREAKS.search(data) else None)
+
+
+_Dumper.add_representer(str, _text)
 _Dumper.add_representer(tuple, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, True))
 _Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, True))
 
