@@ -12,7 +12,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-VERBS = ("list", "show", "check", "patch", "calibrate", "eval", "compare", "inspect", "train", "recipes", "bench", "demo")
+VERBS = (
+    "list",
+    "show",
+    "check",
+    "patch",
+    "calibrate",
+    "eval",
+    "compare",
+    "inspect",
+    "train",
+    "recipes",
+    "bench",
+    "demo",
+)
 
 
 class Verbs(TyperGroup):
