@@ -158,9 +158,11 @@ def settle_precision(wanted: str) -> str:
     Raises:
         UnsupportedError: fp16 where there is no GPU.
     """
-    gpu = torch.cuda.is_available() and not _asks_for_cpu()
+    gpu = torch.cuda.is_available() and not _on_cpu()
     if wanted == "auto":
-        return "bf16" if not gpu or torch.cuda.is_bf16_supported() else "fp16"
+        if not gpu:
+            return "bf16" if _on_cpu() else "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     if wanted == "fp16" and not gpu:
         raise UnsupportedError(
             "finetune.precision='fp16' scales its loss on a GPU, and there is none. Set precision=bf16 or fp32."
@@ -168,10 +170,11 @@ def settle_precision(wanted: str) -> str:
     return wanted
 
 
-def _asks_for_cpu() -> bool:
+def _on_cpu() -> bool:
+    """Whether training runs on the CPU: there is nothing else, or the launcher asks for it."""
     from accelerate.utils import parse_flag_from_env
 
-    return bool(parse_flag_from_env("ACCELERATE_USE_CPU"))
+    return not torch.accelerator.is_available() or bool(parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def _check_installed(options: FineTuneOptions) -> None:
