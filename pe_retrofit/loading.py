@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, UnsupportedError
-from .models import BUNDLED, bundled, quiet
+from .models import BUNDLED, bundled, quiet, release_gguf
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PREFERRED = ("AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSequenceClassification", "AutoModel")
@@ -82,7 +82,9 @@ def load_model(source: Source, dtype: str) -> tuple[Any, type[Any]]:
         with quiet() if source.folder else nullcontext():  # bars are for downloads
             config = AutoConfig.from_pretrained(source.name, **source.kwargs)
             auto = auto_class(config)
-            return auto.from_pretrained(source.name, dtype=kind, **source.kwargs).eval(), auto
+            model = auto.from_pretrained(source.name, dtype=kind, **source.kwargs).eval()
+            release_gguf(model)
+            return model, auto
     except (ConfigError, UnsupportedError):
         raise
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:

@@ -58,6 +58,16 @@ def smollm2(dtype: torch.dtype = torch.bfloat16) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
+def release_gguf(model: Any) -> None:
+    """A model loaded from GGUF is dequantised, yet transformers neither trains nor saves it while it looks quantised."""
+    method = getattr(model, "quantization_method", None)
+    if method is None or getattr(method, "value", method) != "gguf":
+        return
+    for name in ("is_quantized", "quantization_method", "hf_quantizer"):
+        model.__dict__.pop(name, None)
+    model.config.__dict__.pop("quantization_config", None)
+
+
 def random_smollm2_shape(dtype: torch.dtype = torch.bfloat16, *, seed: int = 0, **changes: Any) -> Any:
     """A Llama of SmolLM2-135M's shape with random weights: right for timing, useless for perplexity.
 

@@ -18,6 +18,7 @@ from .installing.applied import PATCHES
 from .installing.strength import check_whole, detach
 from .layering import Part, split_spec
 from .marking import mark, unmark
+from .models import release_gguf
 from .patchers.family import Host, find_host
 from .plan import Plan, make_plan, parse_spec, settle_rope, shape_for
 from .proof import TOKENS, probe, prove
@@ -79,7 +80,7 @@ def patch_model(
         raise UnsupportedError("'native' on every layer changes nothing. Give some layers another encoding.")
     for plan in plans:
         _check_model(model, host, plan)
-    _release_gguf(model)
+    release_gguf(model)
 
     detach(host.base)
     before = list(getattr(host.base, STATE, []))
@@ -225,16 +226,6 @@ def _parameters_of(host: Host, plan: Plan, config: EncodingConfig) -> list[nn.Pa
     if not issubclass(kind, nn.Module) or extends:
         return []
     return list(kind(config, shape_for(host, plan, 0)).parameters())
-
-
-def _release_gguf(model: nn.Module) -> None:
-    """A model loaded from GGUF is dequantised, yet transformers refuses to save it while it looks quantised."""
-    method = getattr(model, "quantization_method", None)
-    if method is None or getattr(method, "value", method) != "gguf":
-        return
-    for name in ("is_quantized", "quantization_method", "hf_quantizer"):
-        model.__dict__.pop(name, None)
-    model.config.__dict__.pop("quantization_config", None)
 
 
 def _probe_lengths(host: Host, plan: Plan) -> list[int]:
