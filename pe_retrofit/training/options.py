@@ -142,7 +142,7 @@ def training_arguments(
         disable_tqdm=True,
         average_tokens_across_devices=True,
         ddp_find_unused_parameters=False,
-        use_cpu=_asks_for_cpu() or not torch.accelerator.is_available(),
+        use_cpu=_on_cpu(),
         **(more or {}),
     )
 
