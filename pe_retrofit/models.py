@@ -59,7 +59,7 @@ def smollm2(dtype: torch.dtype = torch.bfloat16) -> tuple[Any, Any]:
 
 
 def release_gguf(model: Any) -> None:
-    """A model loaded from GGUF is dequantised, yet transformers neither trains nor saves it while it looks quantised."""
+    """A model loaded from GGUF is dequantised, yet transformers neither trains nor saves it while it looks it."""
     method = getattr(model, "quantization_method", None)
     if method is None or getattr(method, "value", method) != "gguf":
         return
