@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,11 +14,19 @@ from ...errors import ConfigError, UnsupportedError
 from ...patchers import rotation
 from ...patchers.family import Host, find_host
 from ...patching import STATE, patch_model, unpatch_model
+from ...plan import resolve_layers
 from ..windows import draw_windows
 from .fitting import Native, fit_layer, fittable
+from .keeping import Curve, measure_keeping
 from .options import CalibrateOptions
 from .replay import Arguments, observe, record, run_layer
 from .specs import calibratable
+
+SHARES = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6)
+"""Shares of native layers at which hybrids are measured."""
+
+MEASURED = 4
+"""Windows that layers are ranked on."""
 
 Report = Callable[[str, float, float], None]
 """Called with what is going on, the layers done and the layers in all."""
@@ -50,12 +58,14 @@ class Calibration:
         layers: one per layer that was fitted.
         tokens: of text that the original was run over.
         seconds: it took.
+        curve: with ``keep``, what each layer is worth and the loss against the number of layers kept.
     """
 
     spec: Any
     layers: tuple[LayerFit, ...]
     tokens: int
     seconds: float
+    curve: Curve | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -65,6 +75,7 @@ class Calibration:
             "after": sum(f.after for f in self.layers) / len(self.layers),
             "tokens": self.tokens,
             "seconds": round(self.seconds, 1),
+            **({} if self.curve is None else {"curve": self.curve.to_dict()}),
         }
 
 
@@ -113,23 +124,68 @@ def calibrate(
             f"length={options.length} exceeds the {host.shape().max_positions} positions of the model's table, so the "
             "original cannot be run over it. Lower length."
         )
-    wanted = calibratable(host, spec, encoding_options, layers, gains=options.gains)
-    natives = [_native(host, layer) for layer in range(len(host.layers))]
+    work = _Work(model, windows, [_native(host, layer) for layer in range(len(host.layers))], options, say)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         say("the original", 0, len(host.layers))
-        teacher = [record(host, window[None].to(host.base.device))[0] for window in windows]
-        patch_model(model, wanted, layers=None if isinstance(wanted, dict) else layers)
-        try:
-            fits = _fit_all(find_host(model), windows, teacher, natives, options, say)
-        except BaseException:
-            unpatch_model(model)
-            raise
+        work.teacher = [record(host, window[None].to(host.base.device))[0] for window in windows]
+        curve = None
+        wanted = calibratable(host, spec, encoding_options, layers, gains=options.gains)
+        if options.keep is not None:
+            wanted, curve = _hybrid(work, wanted, layers, options.keep)
+            layers = None
+        fits = work.calibrate(wanted, layers, options)
     finally:
         for module, mode in modes:
             module.training = mode
-    return Calibration(wanted, tuple(fits), windows.numel(), time.monotonic() - started)
+    return Calibration(wanted, tuple(fits), windows.numel(), time.monotonic() - started, curve)
+
+
+@dataclass
+class _Work:
+    """A model that is being calibrated."""
+
+    model: Any
+    windows: Tensor
+    natives: list[Native | None]
+    options: CalibrateOptions
+    say: Report
+    teacher: list[list[Tensor]] = field(default_factory=list)
+
+    def calibrate(self, wanted: Any, layers: Any, options: CalibrateOptions) -> list[LayerFit]:
+        """Patch and fit; the model is as it was if that fails."""
+        patch_model(self.model, wanted, layers=None if isinstance(wanted, dict) else layers)
+        try:
+            return _fit_all(find_host(self.model), self.windows, self.teacher, self.natives, options, self.say)
+        except BaseException:
+            unpatch_model(self.model)
+            raise
+
+
+def _hybrid(work: _Work, wanted: Any, layers: Any, keep: int) -> tuple[Any, Curve]:
+    """The mapping in which the layers that are missed most keep the native encoding."""
+    host = find_host(work.model)
+    if isinstance(wanted, dict) or host.family.rotary is None:
+        raise UnsupportedError(
+            f"calibrate.keep={keep} chooses layers by itself, and "
+            + (
+                "the patch says which layers get what. Leave out keep, or name one encoding."
+                if isinstance(wanted, dict)
+                else "this model adds its positions to the input, which layers cannot keep one by one. Leave out keep."
+            )
+        )
+    chosen = resolve_layers(layers, len(host.layers))
+    if keep >= len(chosen):
+        raise ConfigError(f"keep={keep} must be below the {len(chosen)} layers that are patched.")
+    work.calibrate(wanted, layers, replace(work.options, sequential=False))
+    try:
+        counts = sorted({0, keep, *(round(len(chosen) * share) for share in SHARES)})
+        curve = measure_keeping(work.model, work.windows[:MEASURED], chosen, counts, work.say)
+    finally:
+        unpatch_model(work.model)
+    rest = tuple(layer for layer in chosen if layer not in curve.order[:keep])
+    return {rest: wanted}, curve
 
 
 def _fit_all(

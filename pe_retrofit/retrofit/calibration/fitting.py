@@ -73,7 +73,8 @@ def fit_layer(
     rows = [_rows(call, options, generator) for call in calls]
     heads = calls[0].query.shape[1]
     targets = [_target(call, native, r) for call, r in zip(originals, rows, strict=True)]
-    layer = _Layer(calls, rows, targets, gain, heads)
+    still = [b for b in calls[0].biases if not list(b.parameters())]
+    layer = _Layer(calls, rows, targets, gain, heads, still)
     before = layer.solve([], replace(options, steps=0), fixed=biases, start=_ones(gain, heads)).after
     start = layer.usual(native)
     for encoding in biases:
@@ -109,9 +110,17 @@ class _Layer:
     """The heads' problems of a layer, whose parts they share."""
 
     def __init__(
-        self, calls: Sequence[Call], rows: list[Tensor], targets: list[Tensor], gain: QueryGain | None, heads: int
+        self,
+        calls: Sequence[Call],
+        rows: list[Tensor],
+        targets: list[Tensor],
+        gain: QueryGain | None,
+        heads: int,
+        still: Sequence[BiasEncoding[Any]],
     ) -> None:
-        self.calls, self.rows, self.targets, self.heads = calls, rows, targets, heads
+        self.calls, self.rows, self.heads, self.still = calls, rows, heads, still
+        self.hidden = [h == -torch.inf for h in self._added(calls[0].biases)]
+        self.targets = [_within(t, h, calls[0].sinks) for t, h in zip(targets, self.hidden, strict=True)]
         self.frequencies = 0 if gain is None else gain.gain.shape[1]
         self.distance = torch.stack(
             [c.query_positions[0, r][:, None] - c.key_positions[0][None] for c, r in zip(calls, rows, strict=True)]
@@ -141,8 +150,9 @@ class _Layer:
         ridge = torch.cat((torch.full((width,), options.ridge), torch.full((sum(sizes),), 1e-3 * options.ridge)))
         after = 0.0
         gains, weights = [], []
+        added = self._added([*self.still, *fixed])
         for head in range(self.heads):
-            problem = self._problem(head, shared, fixed)
+            problem = self._problem(head, shared, added)
             guess = torch.zeros(width + sum(sizes))
             guess[:width] = start[head].t().reshape(-1)
             found = solve(problem, guess, steps=options.steps, ridge=ridge)
@@ -183,24 +193,28 @@ class _Layer:
             mass[head].index_add_(0, flat, torch.stack([t[head] for t in self.targets]).flatten())
         return mass
 
-    def _problem(self, head: int, shared: Tensor | None, fixed: Sequence[BiasEncoding[Any]]) -> Problem:
+    def _added(self, biases: Sequence[BiasEncoding[Any]]) -> list[Tensor]:
+        """``[h, n, k]`` per window: what biases as they are add to the logits."""
+        return [
+            sum(
+                (b.bias_at(c.query_positions[:, r], c.key_positions, causal=c.causal)[0].float() for b in biases),
+                torch.zeros(self.heads, len(r), c.key.shape[2]),
+            )
+            for c, r in zip(self.calls, self.rows, strict=True)
+        ]
+
+    def _problem(self, head: int, shared: Tensor | None, added: list[Tensor]) -> Problem:
         features, offsets = [], []
         for number, (call, rows) in enumerate(zip(self.calls, self.rows, strict=True)):
             query = call.query[0, head, rows].float()
             key = call.key[0, head // call.groups].float()
             n = self.frequencies
             offset = query[:, 2 * n :] @ key[:, 2 * n :].t() * call.scaling
-            for encoding in fixed:
-                offset = (
-                    offset
-                    + encoding.bias_at(call.query_positions, call.key_positions, causal=call.causal)[
-                        0, head, rows
-                    ].float()
-                )
+            offset = offset + added[number][head]
             if call.scores:
                 block = call.block()
                 offset = offset + sum(e.scores(block)[0, head, rows].float() for e in call.scores)
-            offsets.append(offset.masked_fill(~self.allowed[number], -torch.inf))
+            offsets.append(offset.masked_fill(~self.allowed[number] | self.hidden[number][head], -torch.inf))
             if n:
                 first, second = query[:, :n, None].transpose(1, 2), query[:, n : 2 * n, None].transpose(1, 2)
                 one, two = key[None, :, :n], key[None, :, n : 2 * n]
@@ -249,6 +263,15 @@ def _target(call: Call, native: Native, rows: Tensor) -> Tensor:
         sinks = call.sinks.float().view(-1, 1, 1).expand(*logits.shape[:2], 1)
         return torch.cat((logits, sinks), dim=-1).softmax(-1)[..., :-1]
     return logits.softmax(-1)
+
+
+def _within(target: Tensor, hidden: Tensor, sinks: Tensor | None) -> Tensor:
+    """Targets ``[h, n, k]`` on the keys that the new encoding can see, with the same sum (with the sink) as before."""
+    if not bool(hidden.any()):
+        return target
+    sink = 0.0 if sinks is None else 1 - target.sum(-1, keepdim=True)
+    kept = target.masked_fill(hidden, 0.0)
+    return kept / (kept.sum(-1, keepdim=True) + sink).clamp_min(1e-12)
 
 
 def _features_of(encoding: BiasEncoding[Any], call: Call) -> int:

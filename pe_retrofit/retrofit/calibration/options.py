@@ -22,6 +22,13 @@ class CalibrateOptions(StrictOptions):
     sequential: bool = flag(
         True, help="fit each layer on what the layers before it, retrofitted, hand it; false: on the original's states"
     )
+    keep: int | None = integer(
+        None,
+        low=1,
+        high=4096,
+        optional=True,
+        help="a hybrid: this many layers, those that miss it most, keep the native encoding",
+    )
     ridge: float = number(0.01, low=1e-6, high=10.0, help="relative weight that keeps steps small where data is few")
     seed: int = integer(0, low=0, high=2**31, help="of the windows and queries drawn")
 
