@@ -33,7 +33,7 @@ class Verbs(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb."""
-        from ..errors import ConfigError, UnknownEncodingError, UnsupportedError
+        from ..errors import ConfigError, TrainingError, UnknownEncodingError, UnsupportedError
         from .common import CommandError
 
         try:
@@ -43,7 +43,7 @@ class Verbs(TyperGroup):
         except BrokenPipeError:  # the reader of a pipe has seen enough, e.g. `| head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             raise typer.Exit(0) from None
-        except (CommandError, OSError, MemoryError) as error:
+        except (CommandError, TrainingError, OSError, MemoryError) as error:
             raise _stop(error, 1) from error
 
 
