@@ -60,8 +60,7 @@ class Alibi(BiasEncoding[AlibiConfig]):
         return self.all_slopes() if self.host.causal else None
 
     def basis(self, distance: Tensor, *, causal: bool) -> Tensor | None:
-        split = self.config.sides == "split" and not causal
-        return None if split or not self.config.learnable else -distance.abs()[..., None].float()
+        return -distance.abs()[..., None].float() if self.config.learnable else None
 
     @torch.no_grad()
     def take(self, weights: Tensor) -> None:

@@ -31,6 +31,8 @@ def draw_windows(
                 f"got {texts.dtype} of shape {tuple(texts.shape)}."
             )
         return texts[:count, :length].long().cpu()
+    if not isinstance(texts, str) and not (isinstance(texts, Sequence) and all(isinstance(t, str) for t in texts)):
+        raise TypeError(f"texts must be one text, a list of texts or token ids [windows, length], got {texts!r:.80}.")
     if tokenizer is None:
         raise ConfigError("Texts need a tokenizer: pass tokenizer=, or token ids [windows, length].")
     first = getattr(tokenizer, "bos_token_id", None)

@@ -9,11 +9,16 @@ from torch import Tensor
 def knots(reach: int, count: int, *, both: bool) -> Tensor:
     """At most ``count`` ascending whole distances up to ``reach``: every one while they are few, then logarithmic.
 
+    0 is one of them, and ``reach`` too where there are two.
+
     Args:
         both: on both sides of 0.
     """
     most = (count - 1) // 2 if both else count - 1
-    near = next((n for n in range(2, most) if n * ((reach / n) ** (1 / (most - n)) - 1) >= 1), most)
+    if most < 2:
+        side = torch.tensor(sorted({0, reach} if most else {0}))
+        return torch.cat((-side[1:].flip(0), side)) if both else side
+    near = next((n for n in range(1 if most == 2 else 2, most) if n * ((reach / n) ** (1 / (most - n)) - 1) >= 1), most)
     far = [near * (reach / near) ** (step / (most - near)) for step in range(1, most - near + 1)]
     side = torch.tensor(sorted({d for d in (*range(near + 1), *map(round, far)) if d <= reach}))
     return torch.cat((-side[1:].flip(0), side)) if both else side
@@ -22,6 +27,8 @@ def knots(reach: int, count: int, *, both: bool) -> Tensor:
 def hats(x: Tensor, at: Tensor) -> Tensor:
     """``[..., k]`` functions of ``x [...]``: each is 1 at its own point of ``at [k]`` (ascending), 0 at all others, and
     linear in between; outside they stay as they are at the nearest end."""
+    if len(at) == 1:
+        return torch.ones_like(x)[..., None]
     x = x.clamp(at[0], at[-1])
     right = torch.searchsorted(at, x, right=True).clamp(1, len(at) - 1)
     left = right - 1

@@ -20,7 +20,7 @@ from .fitting import Native, fit_layer, fittable
 from .keeping import Curve, measure_keeping
 from .options import CalibrateOptions
 from .replay import Arguments, observe, record, run_layer
-from .specs import calibratable
+from .specs import calibratable, rotating, stripped
 
 SHARES = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6)
 """Shares of native layers at which hybrids are measured."""
@@ -119,6 +119,7 @@ def calibrate(
     if getattr(host.base, STATE, []):
         raise UnsupportedError("The model is patched already. Call unpatch_model(model) first: calibration patches it.")
     windows = draw_windows(texts, tokenizer, count=options.windows, length=options.length, seed=options.seed)
+    _check_tokens(host, windows)
     if host.family.table is not None and options.length > host.shape().max_positions:
         raise ConfigError(
             f"length={options.length} exceeds the {host.shape().max_positions} positions of the model's table, so the "
@@ -131,7 +132,9 @@ def calibrate(
         say("the original", 0, len(host.layers))
         work.teacher = [record(host, window[None].to(host.base.device))[0] for window in windows]
         curve = None
-        wanted = calibratable(host, spec, encoding_options, layers, gains=options.gains)
+        if host.family.rotary is not None:
+        rotation.check_layout(host, "calibration", rotates=True)
+    wanted = calibratable(host, spec, encoding_options, layers, gains=options.gains)
         if options.keep is not None:
             wanted, curve = _hybrid(work, wanted, layers, options.keep)
             layers = None
@@ -196,11 +199,12 @@ def _fit_all(
     options: CalibrateOptions,
     say: Report,
 ) -> list[LayerFit]:
-    chosen = [layer for layer, attention in enumerate(host.attentions) if fittable(attention)]
+    chosen = [layer for layer in sorted(stripped(host)) if fittable(host.attentions[layer])]
     if not chosen:
         raise UnsupportedError(
-            "Nothing of this encoding can be fitted: it keeps or scales the rotation of the model or has no "
-            "parameters. Patch it with patch_model instead; what replaces the rotation can be calibrated."
+            "Nothing of this encoding can be fitted: it keeps or scales the model's own encoding, or has no parameters "
+            "that can be. Patch it with patch_model instead; biases and gains in place of a rotation or of a table can "
+            "be calibrated, such as 't5', 'alibi', 'kerple', 'fire' or, where the model rotates, 'nope'."
         )
     entries = [record(host, window[None].to(host.base.device)) for window in windows]
     states = [entry[0][0] for entry in entries]
@@ -227,6 +231,16 @@ def _fit_all(
     return fits
 
 
+def _check_tokens(host: Host, windows: Tensor) -> None:
+    count = host.base.get_input_embeddings().weight.shape[0]
+    low, high = int(windows.min()), int(windows.max())
+    if low < 0 or high >= count:
+        raise ConfigError(
+            f"Token ids must be 0 to {count - 1}, the rows of the model's embedding, got {low} to {high}. Is the "
+            "tokenizer another model's?"
+        )
+
+
 def _error(states: list[Tensor], teacher: list[list[Tensor]], layer: int) -> float:
     """Relative error of the states after a layer; of the last layer's there is no record, so of its input's."""
     after = [t[layer + 1] for t in teacher] if layer + 1 < len(teacher[0]) else None
@@ -238,8 +252,7 @@ def _error(states: list[Tensor], teacher: list[list[Tensor]], layer: int) -> flo
 
 def _native(host: Host, layer: int) -> Native | None:
     """How a layer rotates; None when that depends on the length of the text."""
-    turns = host.family.rotary is not None and getattr(host.attentions[layer], "use_rope", True)
-    if not turns:
+    if layer not in rotating(host):
         return Native(None, 1.0)
     try:
         inv_freq, scaling = rotation.frequencies(host, None, layer)

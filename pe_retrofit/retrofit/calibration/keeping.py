@@ -1,4 +1,4 @@
-"""Which layers should keep the native encoding: how much each one is missed, and what is lost when k of them keep it."""
+"""Which layers should keep the native encoding: what each one is worth, and the loss when k of them keep it."""
 
 from __future__ import annotations
 

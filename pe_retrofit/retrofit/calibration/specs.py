@@ -8,10 +8,12 @@ from typing import Any
 
 from ...encodings.alibi import AlibiConfig
 from ...encodings.nope import NopeConfig
+from ...installing import Applied
 from ...layering import Part, split_spec
 from ...patchers.family import Host
+from ...patching import STATE
 from ...plan import parse_spec, resolve_layers, settle_rope
-from ...registry import get_encoding
+from ...registry import NATIVE, get_encoding
 from ...sites import PiecewiseEncoding, RotationEncoding
 
 
@@ -25,13 +27,43 @@ def calibratable(host: Host, spec: Any, options: Mapping[str, Any], layers: Any,
         gains: whether gains are wanted.
     """
     parts = split_spec(spec, options, layers, len(host.layers))
-    if len(parts) == 1 and not parts[0].of_several:
-        return _part(host, parts[0], gains)
+    turning = set(rotating(host))
     mapping: dict[Any, Any] = {}
     for part in parts:
         indices = resolve_layers(part.layers, len(host.layers))
-        mapping[tuple(indices)] = _part(host, part, gains)
-    return mapping
+        for some in (turning.intersection(indices), set(indices) - turning):
+            if some:
+                mapping[tuple(sorted(some))] = _part(host, part, gains and bool(some & turning))
+    if len(mapping) == 1 and not parts[0].of_several:
+        return next(iter(mapping.values()))
+    return {
+        chosen: part if part != [NopeConfig()] or turning & set(chosen) else NATIVE[0]
+        for chosen, part in mapping.items()
+    }
+
+
+def rotating(host: Host) -> list[int]:
+    """Indices of the layers that rotate; SmolLM3 has some that do not."""
+    if host.family.rotary is None:
+        return []
+    return [layer for layer, attention in enumerate(host.attentions) if getattr(attention, "use_rope", True)]
+
+
+def stripped(host: Host) -> set[int]:
+    """Indices of the layers of a patched model whose own encoding is gone, with none of its kind in its place."""
+    found: set[int] = set()
+    patches: list[Applied] = getattr(host.base, STATE, [])
+    for applied in patches:
+        names = [entry["name"] for entry in applied.entries]
+        turned = [
+            n
+            for n in names
+            if n in NATIVE
+            or (n != NopeConfig.name and issubclass(get_encoding(n), (RotationEncoding, PiecewiseEncoding)))
+        ]
+        if not turned:
+            found.update(applied.layers)
+    return found
 
 
 def _part(host: Host, part: Part, gains: bool) -> Any:
@@ -41,7 +73,7 @@ def _part(host: Host, part: Part, gains: bool) -> Any:
         return ["native", *configs]
     settled: list[Any] = [replace(c, learnable=True) if isinstance(c, AlibiConfig) else c for c in configs]
     turns = [c for c in settled if issubclass(get_encoding(c.name), (RotationEncoding, PiecewiseEncoding))]
-    if host.family.rotary is None or not gains:
+    if not gains:
         return settled
     if not turns:
         return [NopeConfig(gains=True), *settled]
