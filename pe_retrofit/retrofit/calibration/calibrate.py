@@ -133,8 +133,8 @@ def calibrate(
         work.teacher = [record(host, window[None].to(host.base.device))[0] for window in windows]
         curve = None
         if host.family.rotary is not None:
-        rotation.check_layout(host, "calibration", rotates=True)
-    wanted = calibratable(host, spec, encoding_options, layers, gains=options.gains)
+            rotation.check_layout(host, "calibration", rotates=True)
+        wanted = calibratable(host, spec, encoding_options, layers, gains=options.gains)
         if options.keep is not None:
             wanted, curve = _hybrid(work, wanted, layers, options.keep)
             layers = None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ...config import EncodingConfig
 from ...encodings.alibi import AlibiConfig
 from ...encodings.nope import NopeConfig
 from ...installing import Applied
@@ -31,15 +32,13 @@ def calibratable(host: Host, spec: Any, options: Mapping[str, Any], layers: Any,
     mapping: dict[Any, Any] = {}
     for part in parts:
         indices = resolve_layers(part.layers, len(host.layers))
-        for some in (turning.intersection(indices), set(indices) - turning):
-            if some:
-                mapping[tuple(sorted(some))] = _part(host, part, gains and bool(some & turning))
+        if some := tuple(i for i in indices if i in turning or host.family.rotary is None):
+            mapping[some] = _part(host, part, gains and host.family.rotary is not None)
+        if some := tuple(i for i in indices if i not in turning and host.family.rotary is not None):
+            mapping[some] = _unrotated(host, part)
     if len(mapping) == 1 and not parts[0].of_several:
         return next(iter(mapping.values()))
-    return {
-        chosen: part if part != [NopeConfig()] or turning & set(chosen) else NATIVE[0]
-        for chosen, part in mapping.items()
-    }
+    return mapping
 
 
 def rotating(host: Host) -> list[int]:
@@ -64,6 +63,17 @@ def stripped(host: Host) -> set[int]:
         if not turned:
             found.update(applied.layers)
     return found
+
+
+def _unrotated(host: Host, part: Part) -> Any:
+    """For layers that never rotated: what starts as an exact identity is as near as it can be."""
+    configs = [c for c in _part(host, part, gains=False) if c != NopeConfig()]
+    if configs and all(
+        isinstance(c, EncodingConfig) and get_encoding(c.name).identity(c, keeps_native=True, host=host.shape())
+        for c in configs
+    ):
+        return [*NATIVE, *configs]
+    return configs or [*NATIVE]
 
 
 def _part(host: Host, part: Part, gains: bool) -> Any:
