@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-DAMPING = (1.0, 0.5, 0.2, 0.05)
-"""Lengths of a step that are tried, longest first."""
+DAMPING = (1.0, 0.5, 0.2, 0.05, 0.01, 1e-3, 1e-4)
+"""Lengths of a step that are tried, longest first; the short ones lead out of saturated attention."""
 
 ENOUGH = 1e-3
 """A relative improvement below this ends the steps."""
@@ -76,7 +76,12 @@ def solve(problem: Problem, start: Tensor, *, steps: int, ridge: Tensor) -> Solu
     return Solution(weights, first - entropy, loss - entropy)
 
 
-def _log_softmax(problem: Problem, weights: Tensor) -> Tensor:
+def divergence(problem: Problem, weights: Tensor) -> float:
+    """Mean divergence per query in nats, of weights ``[f]``."""
+    return _divergence(problem, weights) - _entropy(problem)
+
+
+def log_softmax(problem: Problem, weights: Tensor) -> Tensor:
     logits = problem.offset + problem.features @ weights
     total = logits.logsumexp(-1, keepdim=True)
     if problem.sink is not None:
@@ -86,7 +91,7 @@ def _log_softmax(problem: Problem, weights: Tensor) -> Tensor:
 
 def _divergence(problem: Problem, weights: Tensor) -> float:
     """Mean cross-entropy per query."""
-    logs = _log_softmax(problem, weights)
+    logs = log_softmax(problem, weights)
     lost = problem.target * logs.masked_fill(problem.offset.isinf(), 0.0)
     total = -lost.sum().item()
     if problem.sink is not None:
@@ -107,7 +112,7 @@ def _entropy(problem: Problem) -> float:
 
 def _derivatives(problem: Problem, weights: Tensor) -> tuple[Tensor, Tensor]:
     n, k, f = problem.features.shape
-    new = _log_softmax(problem, weights).exp()
+    new = log_softmax(problem, weights).exp()
     flat = problem.features.reshape(n * k, f)
     gradient = flat.t() @ (new - problem.target).reshape(-1)
     weighted = flat * new.reshape(-1, 1)
