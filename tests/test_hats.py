@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +16,7 @@ POINTS = st.lists(st.floats(-50, 50, width=32), min_size=2, max_size=9, unique=T
 
 
 def apart(points: list[float]) -> bool:
-    return all(b - a > 1e-3 for a, b in zip(points, points[1:], strict=False))
+    return all(b - a > 1e-3 for a, b in pairwise(points))
 
 
 @given(st.integers(1, 100_000), st.integers(1, 80), st.booleans())
@@ -36,7 +38,7 @@ def test_knots_grow_apart(reach: int, count: int) -> None:
     """Near 0 every distance has its own; beyond, the gaps do not shrink by more than rounding."""
     gaps = knots(reach, count, both=False).diff().tolist()
     assert gaps[0] == 1
-    assert all(b >= a - 1 for a, b in zip(gaps[:-1], gaps[1:], strict=True))
+    assert all(b >= a - 1 for a, b in pairwise(gaps))
 
 
 @given(POINTS.filter(apart), st.lists(st.floats(-100, 100), min_size=1, max_size=20))
