@@ -16,8 +16,9 @@ from ...attention.scale import LogitScale
 from ...encodings.t5 import t5_bucket
 from ...sites import BiasEncoding, ScoreEncoding
 from .imitation import imitate, spread
-from .newton import Problem, solve
+from .newton import Problem, divergence, solve
 from .options import CalibrateOptions
+from .outputs import Outputs, refine
 
 BUCKETS = 64
 """Logarithmic buckets of the free table that a bias without a basis of its own is fitted through."""
@@ -74,8 +75,8 @@ def fit_layer(
     heads = calls[0].query.shape[1]
     targets = [_target(call, native, r) for call, r in zip(originals, rows, strict=True)]
     still = [b for b in calls[0].biases if not list(b.parameters())]
-    layer = _Layer(calls, rows, targets, gain, heads, still)
-    before = layer.solve([], replace(options, steps=0), fixed=biases, start=_ones(gain, heads)).after
+    layer = _Layer(calls, rows, targets, gain, heads, still, originals)
+    before = layer.solve([], replace(options, steps=0, output_steps=0), fixed=biases, start=_ones(gain, heads)).after
     start = layer.usual(native)
     for encoding in biases:
         encoding.open_basis(layer.reach, causal=layer.causal)
@@ -87,7 +88,8 @@ def fit_layer(
     for encoding, weights in found.of_biases.items():
         encoding.take(spread(encoding, weights, layer.reach, causal=calls[0].causal))
     if biases:  # the gains once more, for the biases as they could be expressed
-        found = layer.solve([], options, fixed=biases, start=found.gains)
+        again = replace(options, steps=0) if options.output_steps and not other else options
+        found = layer.solve([], again, fixed=biases, start=found.gains)
     if gain is not None:
         gain.gain.copy_(found.gains)
     return Fit(before, found.after)
@@ -117,7 +119,9 @@ class _Layer:
         gain: QueryGain | None,
         heads: int,
         still: Sequence[BiasEncoding[Any]],
+        originals: Sequence[Call],
     ) -> None:
+        self.originals = originals
         self.calls, self.rows, self.heads, self.still = calls, rows, heads, still
         self.hidden = [h == -torch.inf for h in self._added(calls[0].biases)]
         self.targets = [_within(t, h, calls[0].sinks) for t, h in zip(targets, self.hidden, strict=True)]
@@ -156,9 +160,14 @@ class _Layer:
             guess = torch.zeros(width + sum(sizes))
             guess[:width] = start[head].t().reshape(-1)
             found = solve(problem, guess, steps=options.steps, ridge=ridge)
-            after += found.after / self.heads
-            gains.append(found.weights[:width].view(2, -1).t())
-            weights.append(found.weights[width:])
+            refined = found.weights
+            if options.output_steps:
+                refined, *_ = refine(
+                    problem, self._outputs(head), refined, steps=options.output_steps, ridge=options.ridge
+                )
+            after += (found.after if refined is found.weights else divergence(problem, refined)) / self.heads
+            gains.append(refined[:width].view(2, -1).t())
+            weights.append(refined[width:])
         parts = torch.stack(weights).split(sizes, dim=1) if sizes else ()
         parts = tuple(part / scale for part, scale in zip(parts, scales, strict=True))
         return _Found(
@@ -202,6 +211,13 @@ class _Layer:
             )
             for c, r in zip(self.calls, self.rows, strict=True)
         ]
+
+    def _outputs(self, head: int) -> Outputs:
+        group = head // self.calls[0].groups
+        return Outputs(
+            torch.stack([call.value[0, group].float() for call in self.calls]),
+            torch.cat([t[head] @ o.value[0, group].float() for t, o in zip(self.targets, self.originals, strict=True)]),
+        )
 
     def _problem(self, head: int, shared: Tensor | None, added: list[Tensor]) -> Problem:
         features, offsets = [], []

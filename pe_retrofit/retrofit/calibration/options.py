@@ -18,6 +18,9 @@ class CalibrateOptions(StrictOptions):
     length: int = integer(512, low=16, high=2**16, help="tokens per window; distances beyond are extrapolated")
     rows: int = integer(24, low=1, high=2**16, help="queries looked at per window, head and layer, drawn at random")
     steps: int = integer(4, low=0, high=100, help="Newton steps at most, per head")
+    output_steps: int = integer(
+        3, low=0, high=100, help="Gauss-Newton steps after them, towards the original's output instead of its weights"
+    )
     gains: bool = flag(True, help="fit gains on the queries too (nope with gains=True in place of the rotation)")
     sequential: bool = flag(
         True, help="fit each layer on what the layers before it, retrofitted, hand it; false: on the original's states"
