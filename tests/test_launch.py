@@ -93,6 +93,9 @@ def test_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan_launch(None, None).processes == 4
     with pytest.raises(ConfigError, match="has 4 accelerators"):
         plan_launch(None, "ddp")
+    odd.write_text("distributed_type: FSDP\nnum_processes: 2\n")
+    with pytest.raises(UnsupportedError, match="fsdp_version: 2"):
+        plan_launch(None, str(odd))
 
 
 def test_one_process_where_two_were_asked_for_stops() -> None:

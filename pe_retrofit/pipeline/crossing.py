@@ -46,4 +46,22 @@ def cross_problems(sections: Mapping[str, Any], broken: Collection[str]) -> list
                 problems.append(f"evaluate: after names {stage!r}, a stage that this recipe leaves out")
     if save is not None and save.form == "adapter" and not there("lora"):
         problems.append("save: form='adapter' needs the section 'lora'; without one, use form: merged")
+    return problems + _shifted_problems(sections.get("data"), sections.get("finetune"))
+
+
+def _shifted_problems(data: Any, finetune: Any) -> list[str]:
+    """Rows that cannot be cut into the groups of shifted sparse attention."""
+    group = None if finetune is None else finetune.shifted_group
+    if group is None or data is None:
+        return []
+    lengths = [data.length] if data.curriculum is None else [int(length) for length, _ in data.curriculum]
+    problems = [
+        f"finetune: shifted_group={group} does not divide rows of {length} tokens (data); it must divide their length"
+        for length in lengths
+        if length % group
+    ]
+    if data.packing != "windows":
+        problems.append(
+            f"finetune: shifted_group={group} needs rows without padding: data.packing='windows', not {data.packing!r}"
+        )
     return problems

@@ -82,6 +82,8 @@ def plan_launch(processes: int | None, config: str | None) -> Plan:
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST:
         raise ConfigError("How many processes? This machine has no accelerator; say --processes 2.")
     kind = _kind(said, path, "ddp" if count > 1 else "one")
+    if kind == "fsdp1":
+        raise UnsupportedError(f"{path} asks for FSDP1, whose result is not gathered here. Set fsdp_version: 2 in it.")
     if kind.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
         raise UnsupportedError(f"{path} asks for {kind}, which needs DeepSpeed. Install it with: pip install deepspeed")
     if kind.startswith(("fsdp", "zero")) and cpu:

@@ -185,11 +185,10 @@ def differences(before: Any, after: Any, where: str = "") -> list[str]:
         return []
     if isinstance(before, dict) and isinstance(after, dict) and before.get("name") == after.get("name"):
         keys = list(dict.fromkeys([*before, *after]))
-        absent = "(not there)"
         found = []
         for key in keys:
             inner = f"{where}.{key}" if where else str(key)
-            found += differences(before.get(key, absent), after.get(key, absent), inner)
+            found += differences(before.get(key), after.get(key), inner)  # an option that is not set is not there
         return found
     return [f"{where}: {_brief(before)} became {_brief(after)}"]
 

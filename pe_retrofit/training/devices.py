@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,18 @@ from ..errors import ConfigError, UnsupportedError
 from ..status import status
 from .gathered import save_whole, whole_state
 
-__all__ = ["KINDS", "World", "check_context_parallel", "check_world", "kind_of", "save_whole", "whole_state", "world"]
+__all__ = [
+    "KINDS",
+    "World",
+    "check_context_parallel",
+    "check_gathering",
+    "check_start",
+    "check_world",
+    "kind_of",
+    "save_whole",
+    "whole_state",
+    "world",
+]
 
 KINDS = ("one", "ddp", "fsdp1", "fsdp2", "tp", "fsdp2+tp", "zero1", "zero2", "zero3")
 """Ways for processes to share the work: alone, copies of the model, shards of it, parts of its heads."""
@@ -218,4 +230,42 @@ def check_context_parallel(model: nn.Module, cp_size: int) -> None:
         raise UnsupportedError(
             f"cp_size={cp_size} works through PyTorch's attention alone, but the attention implementation is "
             f"{info.attention!r}. Call model.set_attn_implementation('sdpa'), or set cp_size=1."
+        )
+
+
+def check_start(trainer: Any) -> None:
+    """Refuse, before the first step of a ``Trainer``, what would fail at its end or train something else.
+
+    Raises:
+        UnsupportedError: the processes do not agree on how many they are; the model cannot be trained on parts of a
+            text; or it will be sharded in a way that cannot be saved whole.
+    """
+    world()
+    plan = getattr(trainer.accelerator, "parallelism_config", None)
+    check_context_parallel(trainer.model, max(getattr(plan, "cp_size", 1), getattr(plan, "sp_size", 1)))
+    check_gathering(trainer.accelerator.state)
+
+
+def check_gathering(state: Any) -> None:
+    """Refuse ways of sharding whose result cannot be gathered, before hours are spent on it.
+
+    Args:
+        state: accelerate's ``AcceleratorState``.
+
+    Raises:
+        UnsupportedError: FSDP1; FSDP2 or ZeRO-3 that save in shards; with the setting that helps.
+    """
+    kind = _planned(state)
+    if kind == "fsdp1":
+        raise UnsupportedError("The trained model could not be saved: FSDP1 is not gathered here. Set fsdp_version: 2.")
+    if kind == "fsdp2" and "FULL_STATE_DICT" not in str(state.fsdp_plugin.state_dict_type):
+        raise UnsupportedError(
+            "The checkpoints would hold no weights: FSDP2 would save in shards. Set fsdp_state_dict_type: "
+            "FULL_STATE_DICT in accelerate's config."
+        )
+    settings = state.deepspeed_plugin.deepspeed_config.get("zero_optimization", {}) if kind == "zero3" else {}
+    if kind == "zero3" and settings.get("stage3_gather_16bit_weights_on_model_save") is not True:
+        raise UnsupportedError(
+            "The checkpoints would hold no weights: DeepSpeed's ZeRO-3 would save in shards. Set "
+            "zero3_save_16bit_model: true in accelerate's config."
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from ..errors import ConfigError, TrainingError, UnsupportedError
 from ..patchers.family import find_host
 from ..progress import Report
 from .checkpoints import WRITING, last_whole, settle_run
-from .devices import kind_of
+from .devices import check_start, kind_of
 from .heads import output_embedding
 from .journal import Journal
 from .lora import LoraOptions, add_lora, trained_parameters
 from .options import DistillOptions, FineTuneOptions, training_arguments
+from .shifted import check_shifted, shifted_sparse
 
 _HALVES = (torch.float16, torch.bfloat16)
 
@@ -146,6 +147,7 @@ def _train(
         distill=distill,
         callbacks=[*_fading(fade), Progress(journal, report or (lambda text, done, total: None)), *callbacks],
     )
+    check_start(trainer)
     _quiet(trainer)
     for sentence in skipped:
         (report or (lambda text, done, total: None))(sentence, 0.0, 0.0)
@@ -154,7 +156,8 @@ def _train(
             trainer._load_from_checkpoint(str(whole))
             trainer.state = type(trainer.state).load_from_json(str(whole / "trainer_state.json"))
         else:
-            trainer.train(resume_from_checkpoint=None if whole is None else str(whole))
+            with nullcontext() if options.shifted_group is None else shifted_sparse(model, group=options.shifted_group):
+                trainer.train(resume_from_checkpoint=None if whole is None else str(whole))
         steps = trainer.state.global_step
         evaluated = any("eval_loss" in row and row["step"] == steps for row in journal.rows)
         if prepared.evaluation is not None and not evaluated:
@@ -186,6 +189,8 @@ def _check(model: Any, counts: dict[str, int], options: FineTuneOptions, distill
             "finetune.precision='fp32' needs a model in float32, and this one is in half precision. Load it with "
             "dtype=torch.float32, or leave precision at auto."
         )
+    if options.shifted_group is not None:
+        check_shifted(model, options.shifted_group)
     if distill is None:
         return
     if not hasattr(model, "peft_config"):

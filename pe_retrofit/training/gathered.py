@@ -32,23 +32,19 @@ def whole_state(model: nn.Module, *, trained: bool = False) -> dict[str, Tensor]
     One tensor is gathered at a time, so that a device holds one whole tensor beside its shards.
 
     Args:
-        model: plain, wrapped by DDP, sharded by FSDP2 or by tensor parallelism.
+        model: plain, wrapped by DDP, sharded by FSDP2, by tensor parallelism or by DeepSpeed's ZeRO-3.
         trained: leave out what is frozen, and buffers.
 
     Raises:
-        UnsupportedError: DeepSpeed's ZeRO-3 or FSDP1, which gather through accelerate only.
+        UnsupportedError: FSDP1, which gathers through accelerate only.
     """
     from torch.distributed.fsdp import FullyShardedDataParallel
-    from torch.distributed.tensor import DTensor
 
     inner = unwrapped(model)
-    parameters = list(inner.parameters())
-    if any(hasattr(p, "ds_id") for p in parameters) or any(
-        isinstance(m, FullyShardedDataParallel) for m in inner.modules()
-    ):
+    if any(isinstance(m, FullyShardedDataParallel) for m in inner.modules()):
         raise UnsupportedError(
-            "The model is sharded by DeepSpeed or FSDP1, whose shards only accelerate can gather. Use FSDP2 "
-            "(fsdp_version: 2), or save with trainer.save_model(folder)."
+            "The model is sharded by FSDP1, whose shards only accelerate can gather. Use FSDP2 (fsdp_version: 2), or "
+            "save with trainer.save_model(folder)."
         )
     first = _rank() == 0
     wanted = {n for n, p in inner.named_parameters(remove_duplicate=False) if p.requires_grad} if trained else None
@@ -56,12 +52,23 @@ def whole_state(model: nn.Module, *, trained: bool = False) -> dict[str, Tensor]
     for name, tensor in inner.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor) or (wanted is not None and name not in wanted):
             continue
-        whole = tensor.detach()
-        if isinstance(whole, DTensor):
-            whole = whole.full_tensor()
+        whole = _whole(tensor)
         if first:
             state[name] = whole.cpu().contiguous()
     return state
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor from the shards of all processes."""
+    from torch.distributed.tensor import DTensor
+
+    if hasattr(tensor, "ds_id"):  # ZeRO-3 leaves an empty tensor behind
+        from deepspeed.zero import GatheredParameters
+
+        with GatheredParameters([tensor]):
+            return tensor.detach().cpu().clone()
+    whole = tensor.detach()
+    return whole.full_tensor() if isinstance(whole, DTensor) else whole
 
 
 def save_whole(model: nn.Module, folder: str | Path, *, tokenizer: Any = None) -> None:

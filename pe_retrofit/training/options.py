@@ -42,6 +42,13 @@ class FineTuneOptions(StrictOptions):
     accumulation: int = integer(1, low=1, high=10**6, help="forwards per update")
     gradient_checkpointing: bool = flag(False, help="recompute activations in backward: less memory, more time")
     precision: str = choice("auto", ("auto", "fp32", "bf16", "fp16"), help="of the arithmetic; see docs/training.md")
+    shifted_group: int | None = integer(
+        None,
+        low=2,
+        high=2**24,
+        optional=True,
+        help="train with shifted sparse attention in groups of so many tokens; None: full attention",
+    )
     optim: str = choice("adamw_torch", OPTIMIZERS, help="optimizer, by transformers' name")
     weight_decay: float = number(0.0, low=0, high=10, help="not for norms, biases and position parameters")
     betas: tuple[float, ...] | None = numbers(low=0, high=0.999999, most=2, help="of Adam; None: 0.9 and 0.999")
@@ -59,6 +66,8 @@ class FineTuneOptions(StrictOptions):
             problems.append("max_steps and epochs are both given; leave one of them out")
         if self.betas is not None and len(self.betas) != 2:
             problems.append(f"betas={self.betas!r} must be two numbers, such as [0.9, 0.999]")
+        if self.shifted_group is not None and self.shifted_group % 2:
+            problems.append(f"shifted_group={self.shifted_group} must be even: half of it is the shift")
         return problems
 
     @property

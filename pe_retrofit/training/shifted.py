@@ -29,17 +29,13 @@ def shifted_sparse(model: Any, *, group: int) -> Iterator[None]:
         UnsupportedError: the model is an encoder, or does not let its attention be chosen; and, from the forward pass,
             where a row is padded, packed, or no multiple of ``group``, or there is a cache.
 
+    The teacher of a distillation runs in evaluation mode, so it attends to everything too.
+
     Source: Chen et al., LongLoRA: Efficient Fine-tuning of Long-Context Large Language Models, 2023, arXiv 2309.12307.
     Its published code lets the first tokens of the shifted heads see the last ones; here they are groups of their own.
     """
-    if isinstance(group, bool) or not isinstance(group, int) or group < 2 or group % 2:
-        raise ConfigError(f"group={group!r} must be an even whole number of at least 2: half of it is the shift.")
+    check_shifted(model, group)
     host = find_host(model)
-    if not host.causal() or host.rotary is None:
-        raise UnsupportedError(
-            f"Shifted sparse attention is for decoders with rotary embeddings, and {type(host.base).__name__} is not "
-            "one. Train it without."
-        )
     before = host.config._attn_implementation or "eager"
     register()
     try:
@@ -58,3 +54,15 @@ def shifted_sparse(model: Any, *, group: int) -> Iterator[None]:
             attention.__dict__.pop(GROUP, None)
         if before != NAME:
             host.base.set_attn_implementation(before)
+
+
+def check_shifted(model: Any, group: int) -> None:
+    """Refuse what :func:`shifted_sparse` refuses before a forward pass: a wrong group, an encoder."""
+    if isinstance(group, bool) or not isinstance(group, int) or group < 2 or group % 2:
+        raise ConfigError(f"group={group!r} must be an even whole number of at least 2: half of it is the shift.")
+    host = find_host(model)
+    if not host.causal() or host.rotary is None:
+        raise UnsupportedError(
+            f"Shifted sparse attention is for decoders with rotary embeddings, and {type(host.base).__name__} is not "
+            "one. Train it without."
+        )
