@@ -140,7 +140,7 @@ def _kernel(host: Host, applied: Applied) -> str:
 def _learned(base: nn.Module, applied: Applied) -> int:
     named = ((name, p) for name, p in base.named_parameters() if ".position_encoding." in f".{name}")
     layers = {str(i) for i in applied.layers}
-    names = {e["name"] for e in applied.entries}
+    names = {e["name"] for e in applied.entries} | {"gains" for e in applied.entries if e.get("gains")}
     total = 0
     for name, parameter in named:
         parts = name.split(".")
