@@ -43,6 +43,10 @@ def refusal(host: HostCase, encoding: EncodingCase) -> str | None:
     subset = encoding.layers is not None or encoding.groups > 0
     if not host.causal and not encoding.encoder:
         return "holds for causal attention only"
+    if encoding.gains and not host.rotates:
+        return "gains=True of 'nope' takes the place of a rotation"
+    if encoding.gains and host.native_nope:
+        return "gains=True of 'nope' takes the place of a rotation, and Layer 1 has none"
     if not host.rotates:
         if encoding.scales:
             return "scales a rotation, and .* has none"
@@ -53,7 +57,8 @@ def refusal(host: HostCase, encoding: EncodingCase) -> str | None:
         if subset and not encoding.keeps:
             return "layers= cannot be chosen here"
         return None
-    if (host.own_application and encoding.turns) or (host.own_layout and (encoding.turns or encoding.own_rotation)):
+    inside = encoding.turns or encoding.gains
+    if (host.own_application and inside) or (host.own_layout and (inside or encoding.own_rotation)):
         return "rotate-half layout"
     if encoding.name in ("rope", "native+rope"):
         return "adding nothing changes nothing"

@@ -22,6 +22,7 @@ from pe_retrofit import (
     LearnedConfig,
     LongropeConfig,
     MlpConfig,
+    NopeConfig,
     NormalizedConfig,
     RecurrentConfig,
     SandwichConfig,
@@ -58,6 +59,7 @@ class EncodingCase:
         score: needs queries or keys: "relative" (of the distance), "values" (with value vectors too), "content" or "".
         pieces: a piecewise rotation.
         caches: a cache that was filled can be continued.
+        gains: multiplies queries where a rotation was.
         hosts: names of the hosts it is tested on; None: all.
     """
 
@@ -82,6 +84,7 @@ class EncodingCase:
     score: str = ""
     pieces: bool = False
     caches: bool = True
+    gains: bool = False
     hosts: tuple[str, ...] | None = None
 
     @property
@@ -131,6 +134,8 @@ CORE = ("llama", "gemma2", "gemma3", "gpt_oss", "stablelm", "gpt_neox", "bert", 
 """Hosts that differ from each other in what attention sees; enough for an encoding like others that run on all."""
 WIDE = (*CORE, "distilbert", "electra", "bert_cross")
 """These, and the ones that differ in their embeddings."""
+GAINING = (*CORE, "qwen3", "smollm3", "glm", "cohere")
+"""These, and ones with normed queries, without a rotation in some layers, and with other layouts."""
 _ENCODINGS = [
     EncodingCase("linear", "linear", {"factor": 2.0}, scales=True),
     EncodingCase("ntk", "ntk", {"factor": 4.0}, scales=True),
@@ -160,6 +165,18 @@ _ENCODINGS = [
         heats=True,
         relative=False,
         hosts=CORE,
+    ),
+    EncodingCase(
+        "nope_gains", "nope", {"gains": True}, learned=True, encoder=False, heats=True, gains=True, hosts=GAINING
+    ),
+    EncodingCase(
+        "nope_gains+t5",
+        [NopeConfig(gains=True), T5Config(16, 40)],
+        learned=True,
+        bias=True,
+        encoder=False,
+        gains=True,
+        hosts=GAINING,
     ),
     EncodingCase("t5", "t5", {"num_buckets": 16, "max_distance": 40}, learned=True, bias=True),
     EncodingCase(
