@@ -11,9 +11,13 @@ HELP = """Patch a model and fit the new encoding to what the original does: no t
 
 As pe-retrofit patch, with a better start: the original is run over a few windows of text, and each head's new
 parameters are those that keep its attention nearest. The table shows each layer's divergence with the default start and
-calibrated.
+calibrated, and the perplexity on other windows of the same text.
+
+NAME all, or several names with commas, compares default and calibrated starts and writes nothing but --out/starts.json.
 
 Examples:
+
+  pe-retrofit calibrate smollm2 all
 
   pe-retrofit calibrate smollm2 t5 --out out/t5
 
@@ -30,13 +34,16 @@ def register(app: typer.Typer) -> None:
 
 def run(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder, .gguf file, smollm2 or minilm.")],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Encoding, such as t5 or alibi.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Encoding, such as t5; several with commas, or all.")],
     options: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options of the encoding, such as num_buckets=64.")
     ] = None,
-    text: Annotated[str, typer.Option(help="Text to measure on: a file, hub:NAME, or python.")] = "python",
+    out: Annotated[Path | None, typer.Option(help="Folder to write.")] = None,
+    text: Annotated[str, typer.Option(help="A file, hub:NAME, or one of Python's texts.")] = "python_topics",
     windows: Annotated[int, typer.Option(help="Windows of text.")] = 8,
+    held_out: Annotated[int, typer.Option(help="Further windows that the perplexity is measured on.")] = 4,
+    rows: Annotated[int, typer.Option(help="Queries looked at per window, head and layer.")] = 24,
+    steps: Annotated[int, typer.Option(help="Newton steps at most, per head.")] = 4,
     length: Annotated[int, typer.Option(help="Tokens per window.")] = 512,
     layers: Annotated[str, typer.Option(help="all, indices (0,3,7) or a slice (3::4, -4:).")] = "all",
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")] = "auto",
@@ -52,17 +59,29 @@ def run(
     from ..errors import ConfigError
     from ..loading import find_source, load_model, load_tokenizer
     from ..pipeline.saving import save_model
-    from ..retrofit import CalibrateOptions, calibrate
+    from ..retrofit import CalibrateOptions
+    from ..retrofit.calibration.starts import CALIBRATED, compare_starts, measure_start
+    from ..retrofit.windows import draw_windows
     from ..specs import read_layers, read_spec
     from .common import clean_stdout, print_json
     from .folder import check_target
     from .running import progress_bar, source_text
 
-    spec, _ = read_spec(name, options or [])
-    wanted = CalibrateOptions.from_options({"windows": windows, "length": length, "seed": seed})
+    names = list(CALIBRATED) if name == "all" else [part for part in name.split(",") if part]
+    several = name == "all" or "," in name
+    if several and options:
+        raise ConfigError(f"Options {options} were given beside several encodings. Name one of them.")
+    if out is None and not several:
+        raise ConfigError("A calibrated model has to be written: name a folder with --out. To compare only, NAME all.")
+    if held_out < 1:
+        raise ConfigError(f"--held-out {held_out} must be at least 1.")
+    specs = [(part, read_spec(part, options or [])[0]) for part in names]
+    wanted = CalibrateOptions.from_options(
+        {"windows": windows, "length": length, "rows": rows, "steps": steps, "seed": seed}
+    )
     chosen = read_layers(layers)
     source = find_source(model, gguf_file, trust_remote_code)
-    target = check_target(out, overwrite, source.folder)
+    target = None if out is None else check_target(out, overwrite, source.folder)
     with clean_stdout(as_json), progress_bar() as report:
         report(f"loading {source.name}", 0.0, 0.0)
         content = source_text(text)
@@ -70,16 +89,74 @@ def run(
         tokenizer, reason = load_tokenizer(source)
         if tokenizer is None:
             raise ConfigError(f"{model!r} has no tokenizer, which the text needs: {reason}")
-        done = calibrate(
-            loaded, spec, content.content, tokenizer=tokenizer, layers=chosen, options=wanted, report=report
-        )
-        report("saving", 0.0, 0.0)
-        saved = save_model(loaded, tokenizer, target, "merged", auto, trust_remote_code)
-    found = {**done.to_dict(), "text": {"source": content.name, "sha256": content.sha256}, **saved, "out": str(out)}
+        ids = draw_windows(content.content, tokenizer, count=windows + held_out, length=length, seed=seed)
+        found: dict[str, Any] = {
+            "model": source.name,
+            "text": {"source": content.name, "sha256": content.sha256},
+            "tokens": windows * length,
+            "held_out_tokens": held_out * length,
+        }
+        if several:
+            if name == "all" and not _causal(loaded):
+                specs = [pair for pair in specs if pair[0] != "nope"]  # an encoder would be a bag of words
+            starts = compare_starts(loaded, specs, ids, wanted, layers=chosen, report=report)
+            found["starts"] = [row.to_dict() for row in starts]
+            if target is not None:
+                _write(found, target)
+        else:
+            row, done = measure_start(loaded, name, specs[0][1], ids, wanted, layers=chosen, report=report)
+            report("saving", 0.0, 0.0)
+            assert target is not None
+            saved = save_model(loaded, tokenizer, target, "merged", auto, trust_remote_code)
+            found |= {**done.to_dict(), "perplexity": row.to_dict(), **saved, "out": str(out)}
+            _write(found, target)
     if as_json:
         print_json(found)
+    elif several:
+        _print_starts(found)
     else:
+        assert out is not None
         _print(found, model, out)
+
+
+def _causal(model: Any) -> bool:
+    from ..patchers.family import find_host
+
+    return find_host(model).causal()
+
+
+def _write(found: dict[str, Any], folder: Path) -> None:
+    """Into the folder of the model, or of the comparison."""
+    import json
+
+    from ..config import finite
+
+    folder.mkdir(parents=True, exist_ok=True)
+    name = "starts.json" if "starts" in found else "calibration.json"
+    beside = folder / f".{name}.part"
+    beside.write_text(json.dumps(finite(found), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.replace(folder / name)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _print_starts(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title="Perplexity with the default start and calibrated",
+        caption=f"On {found['held_out_tokens']:,} tokens of {found['text']['source']} that calibration has not seen",
+    )
+    table.add_column("encoding")
+    for column in ("stock", "default start", "calibrated", "divergence before", "after", "seconds"):
+        table.add_column(column, justify="right")
+    for row in found["starts"]:
+        numbers = (row[key] for key in ("stock", "default", "calibrated", "before", "after", "seconds"))
+        table.add_row(row["name"], *map(_number, numbers))
+    Console().print(table)
 
 
 def _print(found: dict[str, Any], model: str, out: Path) -> None:
@@ -100,5 +177,12 @@ def _print(found: dict[str, Any], model: str, out: Path) -> None:
     table.add_row("mean", f"{found['before']:.3g}", f"{found['after']:.3g}", "")
     console = Console()
     console.print(table)
+    got = found["perplexity"]
+    console.print(
+        f"Perplexity on {found['held_out_tokens']:,} other tokens: stock {_number(got['stock'])}, default start "
+        f"{_number(got['default'])}, calibrated {_number(got['calibrated'])}",
+        highlight=False,
+        soft_wrap=True,
+    )
     console.print(f"Written: {out}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"Evaluate: pe-retrofit eval {out} --against {model}", highlight=False, markup=False, soft_wrap=True)
