@@ -65,8 +65,14 @@ def find_source(name: str, gguf_file: str | None, trust_remote_code: bool) -> So
     return Source(name, kwargs)
 
 
-def load_model(source: Source, dtype: str) -> tuple[Any, type[Any]]:
+def load_model(source: Source, dtype: str, *, quantize: str = "none", device: Any = None) -> tuple[Any, type[Any]]:
     """The model in evaluation mode, and the Auto class that loads it.
+
+    Args:
+        source: where it comes from.
+        dtype: one of :data:`DTYPES`.
+        quantize: ``4bit`` (NF4) or ``8bit`` through bitsandbytes, on ``device``; ``none``: as stored, on the CPU.
+        device: for quantised weights, which do not move afterwards.
 
     Raises:
         ConfigError: transformers cannot find or load it; with its reason.
@@ -82,13 +88,25 @@ def load_model(source: Source, dtype: str) -> tuple[Any, type[Any]]:
         with quiet() if source.folder else nullcontext():  # bars are for downloads
             config = AutoConfig.from_pretrained(source.name, **source.kwargs)
             auto = auto_class(config)
-            model = auto.from_pretrained(source.name, dtype=kind, **source.kwargs).eval()
+            more = {} if quantize == "none" else _quantised(quantize, kind, device)
+            model = auto.from_pretrained(source.name, dtype=kind, **more, **source.kwargs).eval()
             release_gguf(model)
             return model, auto
     except (ConfigError, UnsupportedError):
         raise
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise ConfigError(f"The model {source.name!r} cannot be loaded: {error}") from error
+
+
+def _quantised(bits: str, dtype: Any, device: Any) -> dict[str, Any]:
+    """Keywords of ``from_pretrained`` for quantised weights, as QLoRA uses them (Dettmers et al. 2023, 2305.14314)."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    compute = dtype if dtype in (torch.float16, torch.float32) else torch.bfloat16
+    four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": compute}
+    config = BitsAndBytesConfig(**{f"load_in_{bits}": True}, **(four if bits == "4bit" else {}))
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def auto_class(config: Any) -> type[Any]:

@@ -18,7 +18,7 @@ from pe_retrofit import patch_model
 from pe_retrofit.errors import ConfigError, UnsupportedError
 from pe_retrofit.evaluation.opening import open_model
 from pe_retrofit.pipeline import make_recipe, snapshot
-from pe_retrofit.pipeline.run import run
+from pe_retrofit.pipeline.run import loading_lines, run
 from pe_retrofit.pipeline.stages import Steps
 from pe_retrofit.pipeline.store import restart
 from pe_retrofit.pipeline.summary import markdown
@@ -198,6 +198,43 @@ def test_adapter_alone(folder: Path) -> None:
         mine = open_model(f"alibi@{out}").model(input_ids=ids).logits
         theirs = AutoModelForCausalLM.from_pretrained(folder / "merged" / "model")(input_ids=ids).logits
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        "alibi",
+        {"1:": {"name": "t5", "num_buckets": 8, "max_distance": 32}, "rest": "native"},
+        {"name": "nope", "layers": [1]},
+    ],
+    ids=["whole", "mapping", "layers"],
+)
+def test_an_adapter_brings_its_patch(patch: Any, folder: Path, tmp_path: Path) -> None:
+    """The folder alone is enough, as the line at the end of a run says; another patch under it is refused."""
+    more = {"save": {"form": "adapter"}, "evaluate": False, "patch": patch}
+    recipe = make_recipe(
+        recipe_runs.raw(folder, "x", **more) | {"run": {"folder": str(tmp_path), "device": "cpu"}}, "t"
+    )
+    found = run(recipe)
+    words = loading_lines(recipe, found)[0].split("pe-retrofit eval ")[1]
+    assert words == str(tmp_path / "model")
+    merged = make_recipe(recipe.to_plain() | {"save": {}, "run": {"folder": str(tmp_path / "two")}}, "t")
+    run(merged)
+    ids = tiny.ids(1, 20)
+    opened = open_model(words)
+    with torch.no_grad():
+        mine = opened.model(input_ids=ids).logits
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "two" / "model")(input_ids=ids).logits
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    assert [p.to_dict() for p in status(opened.model).patches] == [
+        p.to_dict() for p in status(AutoModelForCausalLM.from_pretrained(tmp_path / "two" / "model")).patches
+    ]
+    assert torch.equal(open_model(str(tmp_path / "finetune" / "checkpoint-2")).model(input_ids=ids).logits, mine)
+    with pytest.raises(UnsupportedError, match=r"was trained with .* and the model is patched with .*sandwich"):
+        open_model(f"sandwich@{words}")
+    (tmp_path / "model" / "position_encoding.json").write_text('{"patches": 3}')
+    with pytest.raises(ConfigError, match="Save the adapter anew"):
+        open_model(words)
 
 
 def test_control_arm_without_a_patch(folder: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -16,11 +17,12 @@ from typer.testing import CliRunner, Result
 
 from pe_retrofit import AlibiConfig, T5Config, YarnConfig
 from pe_retrofit.cli.app import build
-from pe_retrofit.errors import ConfigError
+from pe_retrofit.errors import ConfigError, UnsupportedError
 from pe_retrofit.pipeline import load_recipe, make_recipe
 from pe_retrofit.pipeline.overriding import apply, read_overrides
 from pe_retrofit.pipeline.patchspec import PatchOptions
 from pe_retrofit.pipeline.reading import read_text, write_text
+from pe_retrofit.pipeline.run import run as run_recipe
 from pe_retrofit.pipeline.schema import SECTIONS
 from pe_retrofit.pipeline.shipped import HEADER, launchers, shipped
 
@@ -344,6 +346,64 @@ def test_dry_run_finds_what_is_missing_at_once(recipe: Path) -> None:
     assert "There is no folder" in result.stderr
     assert "'none.txt' does not exist" in result.stderr
     assert result.stdout == ""
+
+
+def test_quantised_weights_are_refused_before_anything_is_loaded(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pe_retrofit.pipeline import workshop
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(workshop, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    more = ("data.text=python", "finetune.max_steps=1", "lora.quantize=4bit", "save.form=adapter")
+    for words in (("--dry-run",), (f"run.folder={tmp_path / 'out'}",)):
+        result = run("train", recipe, *more, *words)
+        assert result.exit_code == 2
+        assert "lora.quantize='4bit' needs" in result.stderr
+        assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+    raw: dict[str, Any] = {
+        "model": "smollm2",
+        "data": {"text": "python"},
+        "finetune": {"max_steps": 1},
+        "lora": {"quantize": "8bit"},
+        "run": {"device": "cpu"},
+    }
+    assert [problem[:40] for problem in refused(raw)] == [
+        "save: form='merged' would round the adap",
+        "lora: quantize='8bit' needs a GPU, and r",
+    ]
+    raw |= {"save": {"form": "adapter"}, "run": {"folder": str(tmp_path / "out")}}
+    with pytest.raises(UnsupportedError, match=r"lora\.quantize='8bit' needs"):
+        run_recipe(make_recipe(raw))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_quantised_weights_are_loaded_so(bits: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What reaches ``from_pretrained``, with a stand-in for bitsandbytes."""
+    import transformers
+
+    from pe_retrofit import loading
+
+    seen: dict[str, Any] = {}
+
+    class Auto:
+        @staticmethod
+        def from_pretrained(name: str, **more: Any) -> Any:
+            seen.update(more)
+            return torch.nn.Identity()
+
+    monkeypatch.setattr(transformers, "BitsAndBytesConfig", lambda **more: more)
+    monkeypatch.setattr(loading, "auto_class", lambda config: Auto)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *_, **__: None)
+    loading.load_model(loading.Source("x", {}), "auto", quantize=bits, device="cuda:1")
+    assert seen["device_map"] == {"": "cuda:1"}
+    assert seen["quantization_config"][f"load_in_{bits}"] is True
+    assert ("bnb_4bit_quant_type" in seen["quantization_config"]) == (bits == "4bit")
+    seen.clear()
+    loading.load_model(loading.Source("x", {}), "auto")
+    assert set(seen) == {"dtype"}
 
 
 def test_train_refuses_in_words(recipe: Path, tmp_path: Path) -> None:

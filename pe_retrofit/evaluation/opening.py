@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, UnsupportedError
+from ..hub.adapters import patch_for
 from ..loading import Source, find_source, load_model, load_tokenizer
 from ..marking import BLOCK
 from ..patching import patch_model, unpatch_model
@@ -56,6 +57,8 @@ def open_model(
 ) -> Opened:
     """Load a model, put it on a device, patch it, and add its adapter.
 
+    An adapter that says what its base was patched with gets a base patched so.
+
     Args:
         text: see :func:`~pe_retrofit.specs.read_named`; ``smollm2`` and ``minilm`` come in packages.
 
@@ -75,6 +78,7 @@ def open_model(
     if named.spec is not None:
         patch_model(model, named.spec, layers=named.layers)
     if adapter is not None:
+        patch_for(model, folder)
         model = _with_adapter(model, adapter)
     return Opened(named, model.eval(), tokenizer, Named(base, base).label, adapter)
 

@@ -12,6 +12,7 @@ from ..layering import split_spec
 from ..loading import Source
 from ..plan import resolve_layers
 from ..sources import check_text
+from ..training.lora import check_quantizing
 from .schema import Recipe
 from .store import check_folder
 from .workshop import source_of
@@ -38,6 +39,8 @@ def check_recipe(recipe: Recipe, *, again: bool = False) -> list[str]:
     for section, package in PACKAGES.items():
         if recipe[section] is not None and importlib.util.find_spec(package) is None:
             problems.append(f"{section}: needs the package {package!r}; install it with: pip install {package}")
+    if recipe["lora"] is not None:
+        _try(problems, "lora", lambda: check_quantizing(recipe["lora"].quantize))
     source = _try(problems, "model", lambda: source_of(recipe))
     if source is not None:
         _check_model(recipe, source, problems, notes)

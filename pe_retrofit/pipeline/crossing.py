@@ -46,7 +46,23 @@ def cross_problems(sections: Mapping[str, Any], broken: Collection[str]) -> list
                 problems.append(f"evaluate: after names {stage!r}, a stage that this recipe leaves out")
     if save is not None and save.form == "adapter" and not there("lora"):
         problems.append("save: form='adapter' needs the section 'lora'; without one, use form: merged")
+    problems += _quantised_problems(sections.get("lora"), save, sections.get("run"))
     return problems + _shifted_problems(sections.get("data"), sections.get("finetune"))
+
+
+def _quantised_problems(lora: Any, save: Any, run: Any) -> list[str]:
+    """What quantised weights cannot be: merged into without loss, or on a CPU."""
+    if lora is None or lora.quantize == "none":
+        return []
+    problems = []
+    if save is not None and save.form == "merged":
+        problems.append(
+            f"save: form='merged' would round the adapter away into weights of {lora.quantize} (lora.quantize); use "
+            "form: adapter, which loads on the whole model"
+        )
+    if run is not None and run.device not in ("auto", "cuda"):
+        problems.append(f"lora: quantize={lora.quantize!r} needs a GPU, and run.device={run.device!r}")
+    return problems
 
 
 def _shifted_problems(data: Any, finetune: Any) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..evaluation.distributed import Processes, processes
 from ..progress import Report
+from ..training.lora import check_quantizing
 from .schema import Recipe
 from .stages import Steps
 from .store import SUMMARY, Store, restart, write_json, write_whole
@@ -48,6 +49,8 @@ def run(
         OSError: the disk is full; finished steps stay finished.
         Interrupted: by Ctrl-C during an evaluation; the same call goes on.
     """
+    if recipe["lora"] is not None:
+        check_quantizing(recipe["lora"].quantize)
     if recipe["run"].device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"  # for what asks accelerate where to run
     who = processes()
@@ -127,9 +130,7 @@ def loading_lines(recipe: Recipe, found: Mapping[str, Any]) -> list[str]:
     folder: Path = recipe.folder / recipe["save"].folder
     stock = recipe["model"].name
     if saved["form"] == "adapter":
-        name = "+".join(recipe["patch"].names) if recipe["patch"] is not None else ""
-        load = f"pe-retrofit eval {name + '@' if name else ''}{folder}"
-        return [f"Saved the adapter in {folder}. Evaluate: {load}"]
+        return [f"Saved the adapter in {folder}. Evaluate: pe-retrofit eval {folder}"]
     needs = "import pe_retrofit, then " if recipe["patch"] is not None else ""
     return [
         f"Saved in {folder}. Load: {needs}AutoModel*.from_pretrained({str(folder)!r}). "

@@ -9,6 +9,7 @@ import torch
 
 from ..errors import UnsupportedError
 from ..folders import written_whole
+from ..hub.adapters import write_patches
 from ..marking import BLOCK
 from ..models import quiet
 from ..patchers.family import find_host
@@ -48,7 +49,9 @@ def save_model(model: Any, tokenizer: Any, folder: Path, form: str, auto: type[A
             model.save_pretrained(work)
             if tokenizer is not None:
                 tokenizer.save_pretrained(work)
-            if not adapted:
+            if adapted:
+                write_patches(work, model)
+            else:
                 more = {"trust_remote_code": True} if trust else {}
                 again = auto.from_pretrained(work, dtype=model.dtype, **more).eval().to(model.device)
                 difference = (first_output(again, ids) - expected).abs().max().item()

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from ..hub.adapters import patches_of
 from ..loading import Source, find_source, load_model, load_tokenizer
-from ..patchers.family import find_host
-from ..patching import STATE, apply_saved, patch_model, unpatch_model
+from ..patching import apply_saved, patch_model, unpatch_model
 from . import snapshot
 from .schema import Recipe
 from .sections import STAGES
@@ -79,7 +79,7 @@ class Workshop:
         tensors = {}
         if write:
             tensors = snapshot.changed(self.model.state_dict() if state is None else state, self.loaded)
-            about = {"patches": self._patches(), "lora": hasattr(self.model, "peft_config")}
+            about = {"patches": patches_of(self.model), "lora": hasattr(self.model, "peft_config")}
             snapshot.save(self.store.snapshot(stage), tensors, about)
         self.at = stage
         return {"tensors": len(tensors), "bytes": sum(t.numel() * t.element_size() for t in tensors.values())}
@@ -113,8 +113,10 @@ class Workshop:
             return
         self.drop()
         self.tell("loading the model")
-        self.model, self.auto = load_model(self.source, self.recipe["model"].dtype)
-        self.model.to(self.device)
+        bits = self.recipe["lora"].quantize if self.recipe["lora"] is not None else "none"
+        self.model, self.auto = load_model(self.source, self.recipe["model"].dtype, quantize=bits, device=self.device)
+        if bits == "none":
+            self.model.to(self.device)
         if not self.loaded:
             self.loaded = snapshot.fingerprints(self.model)
         if stage != STOCK and self.stages[0] == "patch":
@@ -141,10 +143,6 @@ class Workshop:
         done = self.stages[: self.stages.index(stage) + 1]
         paths = [self.store.snapshot(name) for name in reversed(done) if name != "patch"]
         return paths[0] if paths else None
-
-    def _patches(self) -> list[dict[str, Any]]:
-        applied = getattr(find_host(self.model).base, STATE, [])
-        return [{"encodings": a.entries, "layers": None if a.all_layers else a.layers} for a in applied]
 
     def wrap(self) -> None:
         """Put the recipe's adapter on, fresh."""

@@ -136,13 +136,17 @@ def _trained_table(model: nn.Module) -> str | None:
     return next(name for name, module in model.named_modules() if module is host.table)
 
 
-def check_quantized(model: Any, options: LoraOptions) -> None:
-    """Refuse what cannot train on quantised weights.
+def check_quantizing(bits: str) -> None:
+    """Refuse quantised weights where they cannot be, before anything is loaded.
+
+    Args:
+        bits: ``4bit``, ``8bit`` or ``none``.
 
     Raises:
         UnsupportedError: with what is missing.
     """
-    bits = options.quantize
+    if bits == "none":
+        return
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UnsupportedError(
             f"lora.quantize={bits!r} needs bitsandbytes, which is not installed. Install it with: pip install "
@@ -153,6 +157,16 @@ def check_quantized(model: Any, options: LoraOptions) -> None:
             f"lora.quantize={bits!r} needs a GPU, and torch sees none here. Set lora.quantize=none; a CPU trains "
             "bfloat16 weights."
         )
+
+
+def check_quantized(model: Any, options: LoraOptions) -> None:
+    """Refuse what cannot train on quantised weights.
+
+    Raises:
+        UnsupportedError: with what is missing.
+    """
+    bits = options.quantize
+    check_quantizing(bits)
     if not getattr(model, f"is_loaded_in_{bits}", False):
         raise UnsupportedError(
             f"lora.quantize={bits!r} needs a model that was loaded so: from_pretrained(..., "

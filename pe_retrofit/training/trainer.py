@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from ..errors import ConfigError, TrainingError
+from ..hub.adapters import write_patches
 from ..patchers.family import find_host
 from .checkpoints import WRITING, last_whole, publish, rotate, seal
 from .gathered import whole_state
@@ -183,6 +184,7 @@ class PositionTrainer(Trainer):
         if adapted:
             self.trained.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
             (folder / "README.md").unlink(missing_ok=True)  # a form to fill in
+            write_patches(folder, self.trained)
         else:
             # under the names the model has now: save_pretrained may write others, which only from_pretrained undoes
             own = _own_names(self.trained)
