@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -404,3 +405,12 @@ def test_progress_is_told() -> None:
 
 def test_vocabulary_of_the_hosts() -> None:
     assert VOCAB > 61, "tokens() must hold for them too"
+
+
+def test_page() -> None:
+    """The code of docs/retrofit.md runs."""
+    page = (Path(__file__).parent.parent / "docs" / "retrofit.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "docs/retrofit.md", "exec", dont_inherit=True), {})
