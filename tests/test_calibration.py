@@ -349,13 +349,13 @@ def test_models_that_cannot_be_fitted_to() -> None:
 def test_wrong_texts() -> None:
     model, tokenizer = tiny.llama(vocab_size=300), tokenizers_made.decoder_tokenizer()
     options = CalibrateOptions(windows=4, length=16, rows=8)
-    with pytest.raises(ConfigError, match="hold 3 windows of 16 tokens, and 4 are needed"):
-        calibrate(model, "t5", ["x" * 20, "y" * 40], tokenizer=tokenizer, options=options)
-    with pytest.raises(ConfigError, match="need a tokenizer"):
+    with pytest.raises(ConfigError, match="hold 9 tokens, and a window needs 16"):
+        calibrate(model, "t5", "too short", tokenizer=tokenizer, options=options)
+    with pytest.raises(ConfigError, match=r"need a tokenizer, .* not loaded from anywhere"):
         calibrate(model, "t5", "some text", options=options)
     with pytest.raises(TypeError, match="one text, a list of texts or token ids"):
         calibrate(model, "t5", 5, tokenizer=tokenizer, options=options)
-    for ids in (tokens(3, 16), tokens(4, 15), torch.rand(4, 16), torch.zeros(4, 16, 1).long()):
+    for ids in (tokens(0, 16), tokens(4, 15), torch.rand(4, 16), torch.zeros(4, 16, 1).long()):
         with pytest.raises(ConfigError, match="shape"):
             calibrate(model, "t5", ids, options=options)
     for value in (-1, 300):

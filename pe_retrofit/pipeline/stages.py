@@ -23,6 +23,7 @@ from .workshop import STOCK, Workshop
 
 HELD_OUT = "held_out"
 IGNORED = -100
+USUAL = 512
 
 
 @dataclass
@@ -196,8 +197,10 @@ class Steps:
         return self.material
 
     def _windows(self, section: str) -> torch.Tensor:
-        """``[windows, length]`` token ids of the training data, as many and as long as a section asks for."""
-        count, length = self.recipe[section].windows, self.recipe[section].length
+        """``[windows, length]`` token ids of the training data, as many and as long as a section asks for; as long as
+        the data's rows, up to 512, where it does not say."""
+        count = self.recipe[section].windows
+        length = self.recipe[section].length or min(USUAL, self.recipe["data"].length)
         found: list[list[int]] = []
         rest: list[int] = []
         for row in self.prepared().train:

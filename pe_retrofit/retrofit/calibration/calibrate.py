@@ -15,7 +15,7 @@ from ...patchers import rotation
 from ...patchers.family import Host, find_host
 from ...patching import STATE, patch_model, unpatch_model
 from ...plan import resolve_layers
-from ..windows import draw_windows
+from ..windows import draw_windows, tokenizer_of
 from .fitting import Native, fit_layer, fittable
 from .keeping import Curve, measure_keeping
 from .options import CalibrateOptions
@@ -24,6 +24,9 @@ from .specs import calibratable, rotating, stripped
 
 SHARES = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6)
 """Shares of native layers at which hybrids are measured."""
+
+USUAL = 512
+"""Tokens per window, unless said otherwise."""
 
 MEASURED = 4
 """Windows that layers are ranked on."""
@@ -101,7 +104,8 @@ def calibrate(
         model: not patched yet.
         spec, layers, **encoding_options: as for :func:`~pe_retrofit.patch_model`. In place of a rotation that is
             removed, ``nope`` gets ``gains=True``, and ``alibi`` slopes that can be set.
-        texts: texts (with ``tokenizer``) to draw windows from, or token ids ``[w, n]``.
+        texts: one or several texts to draw windows from, or token ids ``[w, n]``.
+        tokenizer: for texts; by default that of the model's folder or repository.
         options: see :class:`CalibrateOptions`.
         report: told of the progress.
 
@@ -118,11 +122,14 @@ def calibrate(
     host = find_host(model)
     if getattr(host.base, STATE, []):
         raise UnsupportedError("The model is patched already. Call unpatch_model(model) first: calibration patches it.")
-    windows = draw_windows(texts, tokenizer, count=options.windows, length=options.length, seed=options.seed)
+    length = min(USUAL, host.shape().max_positions) if options.length is None else options.length
+    if tokenizer is None and not isinstance(texts, Tensor):
+        tokenizer = tokenizer_of(model)
+    windows = draw_windows(texts, tokenizer, count=options.windows, length=length, seed=options.seed)
     _check_tokens(host, windows)
-    if host.family.table is not None and options.length > host.shape().max_positions:
+    if host.family.table is not None and length > host.shape().max_positions:
         raise ConfigError(
-            f"length={options.length} exceeds the {host.shape().max_positions} positions of the model's table, so the "
+            f"length={length} exceeds the {host.shape().max_positions} positions of the model's table, so the "
             "original cannot be run over it. Lower length."
         )
     work = _Work(model, windows, [_native(host, layer) for layer in range(len(host.layers))], options, say)

@@ -14,8 +14,14 @@ class CalibrateOptions(StrictOptions):
 
     name = "calibrate"
     noun = "section"
-    windows: int = integer(8, low=1, high=4096, help="windows of text that the original is run over")
-    length: int = integer(512, low=16, high=2**16, help="tokens per window; distances beyond are extrapolated")
+    windows: int = integer(8, low=1, high=4096, help="windows of text that the original is run over, at most")
+    length: int | None = integer(
+        None,
+        low=16,
+        high=2**16,
+        optional=True,
+        help="tokens per window, beyond which distances are extrapolated; none: 512, or the trained length if shorter",
+    )
     rows: int = integer(24, low=1, high=2**16, help="queries looked at per window, head and layer, drawn at random")
     steps: int = integer(4, low=0, high=100, help="Newton steps at most, per head")
     output_steps: int = integer(
@@ -36,6 +42,6 @@ class CalibrateOptions(StrictOptions):
     seed: int = integer(0, low=0, high=2**31, help="of the windows and queries drawn")
 
     def check(self) -> Sequence[str]:
-        if self.rows >= self.length:
+        if self.length is not None and self.rows >= self.length:
             return [f"rows={self.rows} must be below length={self.length}: one row per query, the first left out"]
         return ()
