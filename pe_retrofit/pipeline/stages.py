@@ -90,7 +90,7 @@ class Steps:
         """Teach each layer the attention it had; the first of several processes does it."""
         result: dict[str, Any] = {}
         if self.who.main:
-            from ..retrofit.transfer import transfer  # type: ignore[import-not-found]
+            from ..retrofit.transfer import transfer
 
             windows = self._windows("transfer")
             self.workshop.get(self.workshop.before("transfer"))

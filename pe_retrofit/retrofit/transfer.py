@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from ..config import StrictOptions, choice, integer, number
-from ..errors import UnsupportedError
+from ..errors import ConfigError, UnsupportedError
 from ..installing.strength import original
 from ..patchers.family import Host, find_host
+from ..patching import STATE
 from .calibration.replay import Arguments, record, run_layer
 
 Report = Callable[[str, float, float], None]
@@ -62,19 +63,26 @@ def transfer(
     Args:
         model: patched, with a peft adapter or without. What is trained: the parameters of the encodings, and LoRA
             matrices of the attention's projections where there are any.
-        windows: token ids ``[w, n]``.
+        windows: token ids ``[w, n]``, all of which are used; ``options.windows`` and ``length`` are for who draws them.
         options: see :class:`TransferOptions`.
         report: told of the progress.
 
     Returns:
-        JSON values: for each layer the relative error of the attention's output before and after, tokens, seconds.
+        JSON values: for each layer the relative error of the attention's output before and after, tokens, seconds. A
+        layer that did not get nearer keeps the parameters it had.
 
     Raises:
+        ConfigError: the token ids are none.
         UnsupportedError: the model is not patched, or has nothing that could learn.
     """
     options = options or TransferOptions()
     say, started = report or (lambda text, done, total: None), time.monotonic()
     host = find_host(model)
+    _check_windows(windows, host)
+    if not getattr(host.base, STATE, []):
+        raise UnsupportedError(
+            "The model is not patched, so its attention is what it would learn. Call patch_model or calibrate first."
+        )
     learning = [layer for layer in range(len(host.layers)) if any(_learners(host, layer))]
     if not learning:
         raise UnsupportedError(
@@ -100,7 +108,7 @@ def transfer(
 def _run(
     model: Any, host: Host, windows: Tensor, options: TransferOptions, learning: list[int], say: Report
 ) -> list[dict[str, Any]]:
-    batches = [b.to(host.base.device) for b in windows.split(options.batch_size) if len(b) == options.batch_size]
+    batches = windows.to(host.base.device).split(options.batch_size)
     adapter = model.disable_adapter if hasattr(model, "peft_config") else nullcontext
     with original(model), adapter():
         teacher = [record(host, batch) for batch in batches]
@@ -116,8 +124,13 @@ def _run(
             inputs = states if options.states == "student" else [t[0][layer] for t in teacher]
             calls = [_attended(host, layer, s, o[layer])[1] for s, o in zip(inputs, others, strict=True)]
             before = _error(host, layer, calls, wanted)
+            kept = [p.detach().clone() for part in _learners(host, layer) for p in part]
             _learn(host, layer, calls, wanted, options)
-            rows.append({"layer": layer, "before": before, "after": _error(host, layer, calls, wanted)})
+            after = _error(host, layer, calls, wanted)
+            if not after <= before:  # no number, or farther
+                _put_back(host, layer, kept)
+                after = before
+            rows.append({"layer": layer, "before": before, "after": after})
         with _autocast(host):
             states = [run_layer(host, layer, s, o[layer]) for s, o in zip(states, others, strict=True)]
     say("done", len(host.layers), len(host.layers))
@@ -145,6 +158,23 @@ def _learn(host: Host, layer: int, calls: list[Arguments], wanted: list[Tensor],
         schedule.step()
     for parameter in (*position, *adapter):
         parameter.requires_grad_(False)
+
+
+@torch.no_grad()
+def _put_back(host: Host, layer: int, kept: list[Tensor]) -> None:
+    for parameter, value in zip((p for part in _learners(host, layer) for p in part), kept, strict=True):
+        parameter.copy_(value)
+
+
+def _check_windows(windows: Any, host: Host) -> None:
+    rows = host.base.get_input_embeddings().weight.shape[0]
+    wrong = not isinstance(windows, Tensor) or windows.dim() != 2 or windows.is_floating_point() or not windows.numel()
+    if wrong or not 0 <= int(windows.min()) <= int(windows.max()) < rows:
+        said = f"{windows.dtype} of shape {tuple(windows.shape)}" if isinstance(windows, Tensor) else f"{windows!r:.80}"
+        raise ConfigError(
+            f"Token ids must be whole numbers from 0 to {rows - 1}, the rows of the model's embedding, of shape "
+            f"[windows, length], got {said}."
+        )
 
 
 def _learners(host: Host, layer: int) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
