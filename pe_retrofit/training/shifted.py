@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..attention import NAME, register
 from ..attention.grouped import GROUP
+from ..attention.within import attending
 from ..errors import ConfigError, UnsupportedError
 from ..patchers.family import find_host
 
@@ -36,24 +36,9 @@ def shifted_sparse(model: Any, *, group: int) -> Iterator[None]:
     """
     check_shifted(model, group)
     host = find_host(model)
-    before = host.config._attn_implementation or "eager"
-    register()
-    try:
-        if before != NAME:
-            host.base.set_attn_implementation(NAME)
-        if host.config._attn_implementation != NAME:
-            raise UnsupportedError(
-                f"{type(host.base).__name__} does not let its attention function be chosen (no AttentionInterface), so "
-                "it cannot attend in groups. Train it without."
-            )
-        for attention in host.attentions:
-            setattr(attention, GROUP, group)
+    groups = [group] * len(host.attentions)
+    with attending(host.base, host.attentions, GROUP, groups, "it cannot attend in groups. Train it without."):
         yield
-    finally:
-        for attention in host.attentions:
-            attention.__dict__.pop(GROUP, None)
-        if before != NAME:
-            host.base.set_attn_implementation(before)
 
 
 def check_shifted(model: Any, group: int) -> None:

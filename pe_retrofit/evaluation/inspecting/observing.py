@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...attention import NAME, register
 from ...attention.blockwise import block_length
 from ...attention.call import Call, tensors_of, with_tensors
 from ...attention.interface import OBSERVER
 from ...attention.reference import attention_weights
-from ...errors import UnsupportedError
+from ...attention.within import attending
 from ...patchers.family import find_host
 
 BUDGET = 2**22
@@ -37,24 +36,8 @@ def observed(model: Any, observers: Sequence[Callable[[Call], None]]) -> Iterato
         UnsupportedError: the model does not let its attention function be chosen.
     """
     host = find_host(model)
-    before = host.config._attn_implementation or "eager"
-    register()
-    try:
-        if before != NAME:
-            host.base.set_attn_implementation(NAME)
-        if host.config._attn_implementation != NAME:
-            raise UnsupportedError(
-                f"{type(host.base).__name__} does not let its attention function be chosen (no AttentionInterface), so "
-                "its attention cannot be inspected."
-            )
-        for attention, observer in zip(host.attentions, observers, strict=True):
-            setattr(attention, OBSERVER, observer)
+    with attending(host.base, host.attentions, OBSERVER, observers, "its attention cannot be inspected."):
         yield
-    finally:
-        for attention in host.attentions:
-            attention.__dict__.pop(OBSERVER, None)
-        if before != NAME:
-            host.base.set_attn_implementation(before)
 
 
 def blocks(call: Call) -> Iterator[tuple[int, Tensor, Tensor]]:
