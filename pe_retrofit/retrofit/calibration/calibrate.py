@@ -42,13 +42,16 @@ class LayerFit:
     Attributes:
         layer: index.
         before / after: divergence of its heads' attention from the original's, mean nats per head and query, with the
-            encoding's default start and calibrated.
+            encoding's default start and calibrated. Steps towards the output may raise it.
+        output_before / output_after: mean squared error of the heads' outputs, relative to the original's.
         state_error: how far the states after it are from the original's, relative.
     """
 
     layer: int
     before: float
     after: float
+    output_before: float
+    output_after: float
     state_error: float
 
 
@@ -76,6 +79,8 @@ class Calibration:
             "layers": [asdict(layer) for layer in self.layers],
             "before": sum(f.before for f in self.layers) / len(self.layers),
             "after": sum(f.after for f in self.layers) / len(self.layers),
+            "output_before": sum(f.output_before for f in self.layers) / len(self.layers),
+            "output_after": sum(f.output_after for f in self.layers) / len(self.layers),
             "tokens": self.tokens,
             "seconds": round(self.seconds, 1),
             **({} if self.curve is None else {"curve": self.curve.to_dict()}),
@@ -233,7 +238,7 @@ def _fit_all(
             fit = fit_layer(host.attentions[layer], originals, calls, native, options, generator)
         states = [run_layer(host, layer, s, o[layer]) for s, o in zip(states, others, strict=True)]
         if layer in chosen:
-            fits.append(LayerFit(layer, fit.before, fit.after, _error(states, teacher, layer)))
+            fits.append(LayerFit(layer, **asdict(fit), state_error=_error(states, teacher, layer)))
     say("done", len(host.layers), len(host.layers))
     return fits
 

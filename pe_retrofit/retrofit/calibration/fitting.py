@@ -37,10 +37,17 @@ class Native:
 
 @dataclass
 class Fit:
-    """Mean divergence of a layer's heads from the original's attention, in nats per query, before and after."""
+    """A layer with the default start, and fitted.
+
+    Attributes:
+        before / after: mean divergence of the heads' attention from the original's, in nats per query.
+        output_before / output_after: mean squared error of the heads' outputs, relative to the original's.
+    """
 
     before: float
     after: float
+    output_before: float
+    output_after: float
 
 
 def fittable(attention: nn.Module) -> bool:
@@ -76,7 +83,7 @@ def fit_layer(
     targets = [_target(call, native, r) for call, r in zip(originals, rows, strict=True)]
     still = [b for b in calls[0].biases if not list(b.parameters())]
     layer = _Layer(calls, rows, targets, gain, heads, still, originals)
-    before = layer.solve([], replace(options, steps=0, output_steps=0), fixed=biases, start=_ones(gain, heads)).after
+    default = layer.solve([], replace(options, steps=0, output_steps=0), fixed=biases, start=_ones(gain, heads))
     start = layer.usual(native)
     for encoding in biases:
         encoding.open_basis(layer.reach, causal=layer.causal)
@@ -92,7 +99,7 @@ def fit_layer(
         found = layer.solve([], again, fixed=biases, start=found.gains)
     if gain is not None:
         gain.gain.copy_(found.gains)
-    return Fit(before, found.after)
+    return Fit(default.after, found.after, default.output, found.output)
 
 
 def _ones(gain: QueryGain | None, heads: int) -> Tensor:
@@ -106,6 +113,7 @@ class _Found:
     of_biases: dict[Any, Tensor]
     table: Tensor | None
     after: float
+    output: float
 
 
 class _Layer:
@@ -152,7 +160,7 @@ class _Layer:
         shared = torch.cat([b / s for b, s in zip(bases, scales, strict=True)], dim=-1) if bases else None
         width = 2 * self.frequencies
         ridge = torch.cat((torch.full((width,), options.ridge), torch.full((sum(sizes),), 1e-3 * options.ridge)))
-        after = 0.0
+        after = output = 0.0
         gains, weights = [], []
         added = self._added([*self.still, *fixed])
         for head in range(self.heads):
@@ -160,11 +168,10 @@ class _Layer:
             guess = torch.zeros(width + sum(sizes))
             guess[:width] = start[head].t().reshape(-1)
             found = solve(problem, guess, steps=options.steps, ridge=ridge)
-            refined = found.weights
-            if options.output_steps:
-                refined, *_ = refine(
-                    problem, self._outputs(head), refined, steps=options.output_steps, ridge=options.ridge
-                )
+            refined, _, error = refine(
+                problem, self._outputs(head), found.weights, steps=options.output_steps, ridge=options.ridge
+            )
+            output += error / self.heads
             after += (found.after if refined is found.weights else divergence(problem, refined)) / self.heads
             gains.append(refined[:width].view(2, -1).t())
             weights.append(refined[width:])
@@ -175,6 +182,7 @@ class _Layer:
             dict(zip(direct, parts, strict=False)),
             parts[-1] if free else None,
             after,
+            output,
         )
 
     def usual(self, native: Native) -> Tensor:
