@@ -12,6 +12,7 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from pe_retrofit import patch_model
@@ -67,8 +68,6 @@ def test_whole_run(whole: Path) -> None:
 
 def test_saved_model_is_the_trained_one(whole: Path, folder: Path) -> None:
     """Against an adapter merged by hand from the last checkpoint."""
-    from safetensors.torch import load_file
-
     model = AutoModelForCausalLM.from_pretrained(whole / "model")
     assert status(model).patched
     stock = AutoModelForCausalLM.from_pretrained(folder / "tiny").state_dict()
@@ -264,6 +263,30 @@ def test_calibrated_run_resumes_with_what_was_found(folder: Path, monkeypatch: p
     assert [row["values"] for row in again["rows"]] == [row["values"] for row in found["rows"]]
     mine, theirs = saved(folder / "calibrated"), saved(folder / "calibrated2")
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_what_transfer_taught_goes_into_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the run is interrupted in between, and the adapter comes from the folder."""
+    more = {"transfer": {"windows": 4, "length": 32, "steps": 3, "batch_size": 2}, "save": {}, "evaluate": False}
+    recipe = make_recipe(recipe_runs.raw(folder, "taught", **more), "tiny")
+    original = Steps.finetune
+    monkeypatch.setattr(Steps, "finetune", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe)
+    monkeypatch.setattr(Steps, "finetune", original)
+    layers = journal(recipe.folder)["steps"]["transfer"]["result"]["layers"]
+    assert all(row["after"] <= row["before"] for row in layers)
+    taught = load_file(recipe.folder / "steps" / "transfer.safetensors")
+    assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in taught.items())
+    monkeypatch.setattr(Steps, "transfer", lambda self: pytest.fail("taught twice"))
+    run(recipe)
+    monkeypatch.undo()
+    run(whole := make_recipe(recipe_runs.raw(folder, "taught2", **more), "tiny"))
+    mine, theirs = saved(recipe.folder), saved(whole.folder)
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    still = make_recipe(recipe_runs.raw(folder, "taught3", **more) | {"finetune": False}, "tiny")
+    run(still)
+    assert any(not torch.equal(saved(still.folder)[name], mine[name]) for name in mine)
 
 
 def test_nothing_held_out_is_refused(folder: Path) -> None:
