@@ -315,7 +315,7 @@ def test_list_capabilities() -> None:
     alibi = rows[0]
     assert alibi["families"] == {"llama": True, "gpt_neox": True, "bert": True}
     assert (alibi["tp"], alibi["cp"], alibi["kernels"]["cpu"][0], alibi["saved"]) == (
-        False,
+        True,
         False,
         "toeplitz",
         "pe_retrofit",
