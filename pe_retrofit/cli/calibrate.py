@@ -90,6 +90,11 @@ def run(
         if tokenizer is None:
             raise ConfigError(f"{model!r} has no tokenizer, which the text needs: {reason}")
         ids = draw_windows(content.content, tokenizer, count=windows + held_out, length=length, seed=seed)
+        if len(ids) < windows + held_out:
+            raise ConfigError(
+                f"The text holds {len(ids)} windows of {length} tokens, and {windows} to calibrate on and {held_out} held "
+                "out are needed. Give more text, or lower --windows, --held-out or --length."
+            )
         found: dict[str, Any] = {
             "model": source.name,
             "text": {"source": content.name, "sha256": content.sha256},

@@ -51,7 +51,7 @@ def draw_windows(
         )
     order = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(seed))[:count].tolist()
     chosen = torch.tensor([pieces[i] for i in order])
-    return chosen if first is None else torch.cat((torch.full((count, 1), first), chosen), dim=1)
+    return chosen if first is None else torch.cat((torch.full((len(chosen), 1), first), chosen), dim=1)
 
 
 def tokenizer_of(model: Any) -> Any:
