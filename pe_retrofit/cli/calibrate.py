@@ -92,8 +92,8 @@ def run(
         ids = draw_windows(content.content, tokenizer, count=windows + held_out, length=length, seed=seed)
         if len(ids) < windows + held_out:
             raise ConfigError(
-                f"The text holds {len(ids)} windows of {length} tokens, and {windows} to calibrate on and {held_out} held "
-                "out are needed. Give more text, or lower --windows, --held-out or --length."
+                f"The text holds {len(ids)} windows of {length} tokens, and {windows} to calibrate on and {held_out} "
+                "held out are needed. Give more text, or lower --windows, --held-out or --length."
             )
         found: dict[str, Any] = {
             "model": source.name,
