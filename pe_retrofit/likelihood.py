@@ -7,8 +7,9 @@ stands aside for the moment and hands it the hidden states that were computed be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -66,6 +67,18 @@ def window_nll(model: nn.Module, windows: Tensor) -> float:
     return total / len(windows)
 
 
+def predicts(model: Any) -> bool:
+    """Whether a model predicts next tokens."""
+    return getattr(model, "get_output_embeddings", lambda: None)() is not None and find_host(model).causal()
+
+
+def perplexity(model: Any, windows: Tensor) -> float | None:
+    """Over token ids ``[w, n]``, each window on its own; None for models that predict no next tokens."""
+    if not predicts(model):
+        return None
+    return math.exp(min(window_nll(model, windows.to(find_host(model).base.device)), 700.0))
+
+
 class _Given(BaseModelOutputWithPast):
     """An output of a base model that holds hidden states, and None for whatever else its kind has."""
 
@@ -75,14 +88,18 @@ class _Given(BaseModelOutputWithPast):
 
 
 @contextmanager
-def _standing_aside(model: nn.Module, hidden: Tensor) -> Iterator[None]:
-    """Within, this instance's base model returns ``hidden`` ``[b, n, hidden_size]`` for any input."""
-    base = find_host(model).base
-    before = base.__dict__.get("forward")
-    base.forward = lambda *_, **__: _Given(last_hidden_state=hidden)
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within, this instance's forward is another one."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
     try:
         yield
     finally:
-        del base.forward
+        del module.forward
         if before is not None:  # another instance-level forward, e.g. accelerate's
-            base.forward = before
+            module.forward = before
+
+
+def _standing_aside(model: nn.Module, hidden: Tensor) -> AbstractContextManager[None]:
+    """Within, this instance's base model returns ``hidden`` ``[b, n, hidden_size]`` for any input."""
+    return replaced_forward(find_host(model).base, lambda *_, **__: _Given(last_hidden_state=hidden))

@@ -148,7 +148,7 @@ def test_a_failure_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -
     def fail(*_: Any) -> float:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(keeping, "window_nll", fail)
+    monkeypatch.setattr(keeping, "perplexity", fail)
     with pytest.raises(KeyboardInterrupt):
         calibrate(model, "t5", ids, options=options())
     assert not status(model).patched

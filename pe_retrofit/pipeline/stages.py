@@ -13,6 +13,7 @@ from ..errors import ConfigError, UnsupportedError
 from ..evaluation.distributed import Processes
 from ..patching import patch_model
 from ..progress import Report
+from ..retrofit.calibration.options import USUAL
 from ..sources import load_text
 from ..status import status
 from ..texts import Text
@@ -23,7 +24,6 @@ from .workshop import STOCK, Workshop
 
 HELD_OUT = "held_out"
 IGNORED = -100
-USUAL = 512
 
 
 @dataclass

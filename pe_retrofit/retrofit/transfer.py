@@ -9,7 +9,7 @@ trains on the original's states; here a layer also makes up for the errors of th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,14 +19,12 @@ from torch import Tensor, nn
 
 from ..config import StrictOptions, choice, integer, number
 from ..errors import ConfigError, UnsupportedError
+from ..installing import CHILD
 from ..installing.strength import original
 from ..patchers.family import Host, find_host
 from ..patching import STATE
+from ..progress import Report
 from .calibration.replay import Arguments, record, run_layer
-
-Report = Callable[[str, float, float], None]
-
-CHILD = "position_encoding"
 
 
 @dataclass(frozen=True)

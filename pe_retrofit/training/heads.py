@@ -7,13 +7,14 @@ around the model (DDP, FSDP2, autocast) see an ordinary pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..installing.strength import original
+from ..likelihood import replaced_forward
 from ..patchers.family import find_host
 from .loss import IGNORED, Head, Teacher, chunked_loss
 
@@ -108,18 +109,10 @@ def _frozen(head: nn.Module | None) -> Head:
     return frozen
 
 
-@contextmanager
-def _replaced(head: nn.Module, forward: Callable[[Tensor, Head], Tensor]) -> Iterator[None]:
+def _replaced(head: nn.Module, forward: Callable[[Tensor, Head], Tensor]) -> AbstractContextManager[None]:
     """Within, this instance's forward is ``forward(states, the forward it had)``."""
-    before = head.__dict__.get("forward")
     own = head.forward
-    head.forward = lambda states: forward(states, own)
-    try:
-        yield
-    finally:
-        del head.forward
-        if before is not None:  # another instance-level forward, e.g. accelerate's
-            head.forward = before
+    return replaced_forward(head, lambda states: forward(states, own))
 
 
 @contextmanager

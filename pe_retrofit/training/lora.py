@@ -99,9 +99,6 @@ def add_lora(model: Any, options: LoraOptions) -> Any:
     return wrapped
 
 
-wrap_model = add_lora
-
-
 def trained_parameters(model: nn.Module) -> dict[str, int]:
     """How many parameters are trained: ``position``, ``adapter``, ``other``, their sum ``trained``, and ``all``."""
     counts = {"position": 0, "adapter": 0, "other": 0}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -15,24 +15,19 @@ from ...patchers import rotation
 from ...patchers.family import Host, find_host
 from ...patching import STATE, patch_model, unpatch_model
 from ...plan import resolve_layers
+from ...progress import Report
 from ..windows import draw_windows, tokenizer_of
 from .fitting import Native, fit_layer, fittable
 from .keeping import Curve, measure_keeping
-from .options import CalibrateOptions
+from .options import USUAL, CalibrateOptions
 from .replay import Arguments, observe, record, run_layer
 from .specs import calibratable, rotating, stripped
 
 SHARES = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6)
 """Shares of native layers at which hybrids are measured."""
 
-USUAL = 512
-"""Tokens per window, unless said otherwise."""
-
 MEASURED = 4
 """Windows that layers are ranked on."""
-
-Report = Callable[[str, float, float], None]
-"""Called with what is going on, the layers done and the layers in all."""
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def fit_layer(
         encoding.open_basis(layer.reach, causal=layer.causal)
     direct = [b for b in biases if (n := _features_of(b, calls[0])) and n <= MOST_FEATURES]
     other = [b for b in biases if b not in direct]
-    found = layer.solve(direct, options, free=bool(other), start=start)
+    found = layer.solve(direct, options, free=bool(other), start=start, fixed=other[1:])
     if other:
         imitate(other[0], layer.table(found), layer.seen(), causal=calls[0].causal)
     for encoding, weights in found.of_biases.items():
@@ -131,6 +131,7 @@ class _Layer:
     ) -> None:
         self.originals = originals
         self.calls, self.rows, self.heads, self.still = calls, rows, heads, still
+        self.scored = [self._scores(c, r) for c, r in zip(calls, rows, strict=True)]
         self.hidden = [h == -torch.inf for h in self._added(calls[0].biases)]
         self.targets = [_within(t, h, calls[0].sinks) for t, h in zip(targets, self.hidden, strict=True)]
         self.frequencies = 0 if gain is None else gain.gain.shape[1]
@@ -220,6 +221,14 @@ class _Layer:
             for c, r in zip(self.calls, self.rows, strict=True)
         ]
 
+    @staticmethod
+    def _scores(call: Call, rows: Tensor) -> Tensor:
+        """``[h, n, k]``: what score encodings add for some queries; 0 without any."""
+        if not call.scores:
+            return torch.zeros(())
+        block = call.block()
+        return torch.stack([e.scores(block)[0][:, rows].float() for e in call.scores]).sum(0)
+
     def _outputs(self, head: int) -> Outputs:
         group = head // self.calls[0].groups
         return Outputs(
@@ -236,8 +245,7 @@ class _Layer:
             offset = query[:, 2 * n :] @ key[:, 2 * n :].t() * call.scaling
             offset = offset + added[number][head]
             if call.scores:
-                block = call.block()
-                offset = offset + sum(e.scores(block)[0, head, rows].float() for e in call.scores)
+                offset = offset + self.scored[number][head]
             offsets.append(offset.masked_fill(~self.allowed[number] | self.hidden[number][head], -torch.inf))
             if n:
                 first, second = query[:, :n, None].transpose(1, 2), query[:, n : 2 * n, None].transpose(1, 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ...installing.strength import attach
-from ...likelihood import hidden_states, window_nll
+from ...likelihood import hidden_states, perplexity, predicts
 from ...patchers.family import Host, find_host
 from ...positions import KEYWORD
-
-Report = Callable[[str, float, float], None]
+from ...progress import Report
 
 
 @dataclass(frozen=True)
@@ -98,10 +96,9 @@ def measure_keeping(
 
 def _measure(model: Any, host: Host, windows: Tensor) -> tuple[Callable[[], float], str]:
     """A function that runs the model: its perplexity, or how far its last states are from those it has right now."""
-    head = getattr(model, "get_output_embeddings", lambda: None)()
     windows = windows.to(host.base.device)
-    if head is not None and host.causal():
-        return lambda: math.exp(window_nll(model, windows)), "perplexity"
+    if predicts(model):
+        return lambda: perplexity(model, windows) or float("nan"), "perplexity"
     before = [hidden_states(model, window[None]).float() for window in windows]
     size = sum(float(b.square().sum()) for b in before)
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from ...config import StrictOptions, flag, integer, number
 
+USUAL = 512
+"""Tokens per window, unless said otherwise."""
+
 
 @dataclass(frozen=True)
 class CalibrateOptions(StrictOptions):

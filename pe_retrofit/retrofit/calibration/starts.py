@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
 
-from ...likelihood import window_nll
-from ...patchers.family import find_host
+from ...likelihood import perplexity
 from ...patching import patch_model, unpatch_model
+from ...progress import Report
 from .calibrate import Calibration, calibrate
 from .options import CalibrateOptions
-
-Report = Callable[[str, float, float], None]
 
 CALIBRATED = ("t5", "alibi", "kerple", "fire", "mlp", "sandwich", "nope")
 """The encodings that calibration fits in place of a rotation."""
@@ -44,14 +41,6 @@ class Start:
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         return asdict(self)
-
-
-def perplexity(model: Any, windows: Tensor) -> float | None:
-    """Over token ids ``[w, n]``; None for models that predict no next tokens."""
-    host = find_host(model)
-    if getattr(model, "get_output_embeddings", lambda: None)() is None or not host.causal():
-        return None
-    return math.exp(min(window_nll(model, windows.to(host.base.device)), 700.0))
 
 
 def measure_start(
