@@ -1,0 +1,1 @@
+"""What the documentation site generates from the package: pages of encodings, pictures, command line, Python names."""
