@@ -34,6 +34,9 @@ HOST = "host"
 NEEDED = "import pe_retrofit, then load this model with an Auto class"
 """What a loader that ignores ``model_type`` stumbles over."""
 
+STANDALONE = False
+"""True in the copy of this code that travels with a checkpoint."""
+
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation")
 
 on_new_class: list[Callable[[type[PreTrainedConfig], type[PreTrainedConfig]], None]] = []
@@ -57,6 +60,7 @@ class MarkedConfig:
         written.update(guarded)
         written[BLOCK] = block
         written["model_type"] = MODEL_TYPE
+        travelling_code(written)
         return written
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -71,6 +75,15 @@ def guard(written: dict[str, Any]) -> dict[str, Any]:
         stop = {"rope_type": NEEDED, "rope_theta": 1.0}
         return {"rope_parameters": dict.fromkeys(nested, stop) if nested else stop}
     return {name: NEEDED for name in ACTIVATIONS if isinstance(written.get(name), str)}
+
+
+def travelling_code(written: dict[str, Any]) -> None:
+    """``auto_map`` names code beside the config. The copy that travels with a checkpoint writes itself there, whatever
+    repository it came from; this package writes none, so the entry would name a file that is not there."""
+    if not STANDALONE:
+        written.pop("auto_map", None)
+    elif isinstance(written.get("auto_map"), dict):
+        written["auto_map"] = {auto: str(name).rpartition("--")[2] for auto, name in written["auto_map"].items()}
 
 
 def marked_class(host_class: type[PreTrainedConfig]) -> type[PreTrainedConfig]:

@@ -15,15 +15,19 @@ from .encodings.nope import NopeConfig
 from .errors import ConfigError, UnsupportedError
 from .installing import Applied, forget_compiled, install, undo, use_kernel
 from .installing.applied import PATCHES
+from .installing.saved import apply_saved, mark_patches
+from .installing.stamp import unstamp
 from .installing.strength import check_whole, detach
 from .layering import Part, split_spec
-from .marking import mark, unmark
+from .marking import unmark
 from .models import release_gguf
 from .patchers.family import Host, find_host
 from .plan import Plan, make_plan, parse_spec, settle_rope, shape_for
 from .proof import TOKENS, probe, prove
 from .registry import get_encoding
 from .sites import PiecewiseEncoding, RotationEncoding
+
+__all__ = ["STATE", "apply_saved", "patch_model", "unpatch_model"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -96,7 +100,7 @@ def patch_model(
         forget_compiled(model)
         raise
     setattr(host.base, STATE, [*before, *done])
-    _remark(host, [*before, *done])
+    mark_patches(host, [*before, *done])
     for config in {c.name: c for plan in plans for c in plan.configs}.values():
         if breaks := get_encoding(config.name).info.breaks:
             message = f"{config.name!r} is for teaching and diagnosis, not for use: {breaks}."
@@ -170,20 +174,9 @@ def unpatch_model(model: M) -> M:
         undo(host, applied)
     host.base.__dict__.pop(STATE, None)
     unmark(host.config)
+    unstamp(host)
     forget_compiled(model)
     return model
-
-
-def apply_saved(model: nn.Module, patches: list[dict[str, Any]]) -> None:
-    """Patch a model as its config says, without probing; for models still on the meta device."""
-    for patch in patches:
-        host = find_host(model)
-        configs, keeps_native = parse_spec(patch["encodings"], {})
-        plan = make_plan(host, configs, keeps_native, patch.get("layers"))
-        applied = Applied(plan.entries, plan.names, plan.layers, plan.all_layers)
-        install(host, plan, applied, None)
-        setattr(host.base, STATE, [*getattr(host.base, STATE, []), applied])
-        _remark(host, getattr(host.base, STATE))
 
 
 def _check_model(model: nn.Module, host: Host, plan: Plan) -> None:
@@ -242,15 +235,3 @@ def _may_be_identity(host: Host, plan: Plan) -> bool:
         return False
     shape = shape_for(host, plan, plan.layers[0])
     return all(get_encoding(c.name).identity(c, keeps_native=keeps, host=shape) for c in plan.configs)
-
-
-def _remark(host: Host, patches: list[Applied]) -> None:
-    """Make the config say what the model carries; a plain model stays plain."""
-    if all(applied.native for applied in patches):
-        return
-    original: dict[str, Any] = {}
-    for applied in patches:
-        for key, value in applied.config_before.items():
-            original.setdefault(key, value)
-    blocks = [{"encodings": a.entries, "layers": None if a.all_layers else a.layers} for a in patches]
-    mark(host.config, blocks, original)

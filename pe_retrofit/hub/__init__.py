@@ -1,5 +1,5 @@
 """Save and load patched models through transformers' own ``save_pretrained`` and ``from_pretrained``."""
 
-from .loading import register
+from .registering import register
 
 __all__ = ["register"]
