@@ -26,13 +26,13 @@ SAVED = {
     "`model_type` `pe_retrofit`",
     "plain (encoders)": "encoders as a plain model, which transformers reads without this package; decoders under the "
     "`model_type` `pe_retrofit`",
-    "pe_retrofit": "under the `model_type` `pe_retrofit`, which needs `import pe_retrofit` where it is loaded, and fails to "
-    "load where the package is missing",
+    "pe_retrofit": "under the `model_type` `pe_retrofit`, which needs `import pe_retrofit` where it is loaded, and "
+    "fails to load where the package is missing",
 }
 KERNEL_NOTE = {
     True: "The model keeps its own attention: eager, SDPA, FlashAttention or flex, whichever it is set to.",
-    False: "Attention runs through the implementation `pe_retrofit`; the kernels of a decoder's prefill, in the order they "
-    "are tried:",
+    False: "Attention runs through the implementation `pe_retrofit`; the kernels of a decoder's prefill, in the order "
+    "they are tried:",
 }
 
 
@@ -73,8 +73,8 @@ def _picture_words(one: Shown) -> str:
     shape = Shape()
     examples = f" with {', '.join(f'{k} = {v}' for k, v in one.filled.items())}" if one.filled else ""
     return (
-        f"Drawn by `pe-retrofit show`{examples}, on a model of {shape.heads} heads of size {shape.head_dim}, trained to "
-        f"{shape.trained:,} tokens."
+        f"Drawn by `pe-retrofit show`{examples}, on a model of {shape.heads} heads of size {shape.head_dim}, trained "
+        f"to {shape.trained:,} tokens."
     )
 
 
@@ -137,7 +137,7 @@ def _parameters(one: Shown) -> str:
 
 def _identity(info: Any) -> str:
     if not info.identity:
-        return "Never: a patched model differs from the original from the first step on. `patch_model` measures by how much."
+        return "Never: a patched model differs from the original at once. `patch_model` measures by how much."
     return (
         f"{inline(info.identity[0].upper() + info.identity[1:])}. Then the patched model gives the same logits as the "
         "original, which `patch_model` measures."
@@ -163,7 +163,7 @@ def _works_with(can: Capability) -> str:
         ("context parallelism", _yes(can.cp)),
     ]
     table = "| | |\n| --- | --- |\n" + "\n".join(f"| {name} | {value} |" for name, value in more)
-    note = "With default options, in all layers, in place of what the model has; `status(model)` says it of a patched model."
+    note = "With default options, in all layers, in place of what the model has; as `status(model)` tells."
     return "\n\n".join(["\n".join(rows), *kernels, table, note])
 
 
@@ -175,9 +175,9 @@ def index() -> str:
     """All encodings by group."""
     told = [
         "# Encodings",
-        f"{len(every())} encodings, by where they act. *Identity* says when a patched model gives exactly the logits it "
-        "gave before; *plain* models are read by transformers without this package. Pictures of all of them are in the "
-        "[gallery](../gallery.md), and [which one to take](../which_encoding.md) has numbers.",
+        f"{len(every())} encodings, by where they act. *Identity* says when a patched model gives exactly the logits "
+        "it gave before; *plain* models are read by transformers without this package. Pictures of all of them are in "
+        "the [gallery](../gallery.md), and [which one to take](../which_encoding.md) has numbers.",
     ]
     for group, members in by_group().items():
         rows = [f"## {GROUPS[group]}", "", "| encoding | what it is | identity | saved as | paper |"]
@@ -194,15 +194,15 @@ def gallery() -> str:
     """All tiles on one page."""
     told = [
         "# Gallery",
-        "What each encoding adds, takes away or turns, in one small picture. Orange adds, blue takes away, white is zero, "
-        "each picture on its own scale; grey is masked. What is zero at the start is shown with random values. Click one "
-        "for its page.",
+        "What each encoding adds, takes away or turns, in one small picture. Orange adds, blue takes away, white is "
+        "zero, each picture on its own scale; grey is masked. What is zero at the start is shown with random values. "
+        "Click one for its page.",
     ]
     about = {
         "bias": "The bias of one head, for every query and key.",
         "score": "What one head adds for random queries and keys.",
         "pieces": "The distance at which a pair is scored, from 0 (white) to the trained length L (violet).",
-        "rotation": "The cosine by which each frequency turns, at each distance. Dashed: where stock RoPE has made one turn.",
+        "rotation": "The cosine of each frequency at each distance. Dashed: where stock RoPE has made one turn.",
         "input": "The vector of each position, or what one token brings to its neighbours.",
         "hybrid": "What each layer gets.",
     }
@@ -211,8 +211,8 @@ def gallery() -> str:
         axes = f" Across: {across}; down: {down}." if across else ""
         told += [f"## {GROUPS[group]}", about[group] + axes, '<div class="tiles" markdown>']
         told += [
-            f"[![{one.name}](tiles/{one.name}.png)`{one.name}`](encodings/{one.name}.md "
-            f'"{one.kind.info.title}")' for one in members
+            f'[![{one.name}](tiles/{one.name}.png)`{one.name}`](encodings/{one.name}.md "{one.kind.info.title}")'
+            for one in members
         ]
         told.append("</div>")
     return "\n\n".join(told) + "\n"

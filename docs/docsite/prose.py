@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from textwrap import dedent
 
-_ROLE = re.compile(r":(?:class|func|meth|mod|data|attr):`~?(?:[\w.]+\.)?(\w+)(?:\s*<[^>]*>)?`|:\w+:`([^`<]+?)\s*<[^>]+>`")
+_ROLE = re.compile(
+    r":(?:class|func|meth|mod|data|attr):`~?(?:[\w.]+\.)?(\w+)(?:\s*<[^>]*>)?`|:\w+:`([^`<]+?)\s*<[^>]+>`"
+)
 _ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
 _SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Yields")
 _ITEM = re.compile(r"^([\w*.`, /]+?): (.*)$", re.DOTALL)
