@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, UnsupportedError
-from ..hub.adapters import patch_for
+from ..errors import ConfigError
+from ..hub.adapter_files import CONFIG
+from ..hub.adapter_loading import base_name, base_source, put_on
+from ..hub.adapters import prepare_base
 from ..loading import Source, find_source, load_model, load_tokenizer
 from ..marking import BLOCK
 from ..patching import patch_model, unpatch_model
 from ..specs import Named, read_named
 from ..status import status
-
-ADAPTER = "adapter_config.json"
 
 
 @dataclass
@@ -68,9 +68,11 @@ def open_model(
     """
     named = read_named(text)
     folder = Path(named.model)
-    adapter = str(folder) if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file() else None
-    base = _base_of(folder) if adapter else named.model
-    source = find_source(base, gguf_file, trust_remote_code)
+    adapter = str(folder) if (folder / CONFIG).is_file() and not (folder / "config.json").is_file() else None
+    if adapter is None:
+        base, source = named.model, find_source(named.model, gguf_file, trust_remote_code)
+    else:
+        base, source = base_name(folder), base_source(folder, trust_remote_code, gguf_file=gguf_file)
     model, _ = load_model(source, dtype)
     tokenizer = _tokenizer(source, adapter)
     if device is not None:
@@ -78,8 +80,8 @@ def open_model(
     if named.spec is not None:
         patch_model(model, named.spec, layers=named.layers)
     if adapter is not None:
-        patch_for(model, folder)
-        model = _with_adapter(model, adapter)
+        prepare_base(model, folder, patch=True)
+        model = put_on(model, folder)
     return Opened(named, model.eval(), tokenizer, Named(base, base).label, adapter)
 
 
@@ -96,39 +98,6 @@ def is_retrofit(folder: str) -> bool:
         return path.is_file() and BLOCK in json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return False
-
-
-def _base_of(adapter: Path) -> str:
-    try:
-        base = json.loads((adapter / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{adapter / ADAPTER} cannot be read: {error}") from error
-    if not isinstance(base, str) or not base:
-        raise ConfigError(f"{adapter / ADAPTER} names no base model (base_model_name_or_path).")
-    return base
-
-
-def _with_adapter(model: Any, adapter: str) -> Any:
-    """The model with an adapter, whose positional tensors must have a place in it."""
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise UnsupportedError(f"{adapter!r} is a peft adapter. Install peft with: pip install peft") from error
-    from safetensors import safe_open
-
-    weights = Path(adapter) / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise ConfigError(
-            f"{adapter!r} holds no adapter_model.safetensors. Pickled adapters are not loaded; save it anew."
-        )
-    with safe_open(weights, "pt") as tensors:
-        learned = [key for key in tensors.keys() if f".{BLOCK}." in key]  # noqa: SIM118 (not a mapping)
-    if learned and not any(f".{BLOCK}." in f".{name}" for name, _ in model.named_parameters()):
-        raise UnsupportedError(
-            f"The adapter {adapter!r} holds learned positions ({learned[0]}, ...), and its base model is not patched, "
-            "so they would be lost. Name the encoding it was trained with: NAME@ADAPTER, e.g. t5@ADAPTER."
-        )
-    return PeftModel.from_pretrained(model, adapter).eval()
 
 
 def _tokenizer(source: Source, adapter: str | None) -> Any:

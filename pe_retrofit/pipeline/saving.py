@@ -9,7 +9,7 @@ import torch
 
 from ..errors import UnsupportedError
 from ..folders import written_whole
-from ..hub.adapters import write_patches
+from ..hub.adapters import write_adapter
 from ..marking import BLOCK
 from ..models import quiet
 from ..patchers.family import find_host
@@ -46,12 +46,12 @@ def save_model(model: Any, tokenizer: Any, folder: Path, form: str, auto: type[A
     difference = None
     try:
         with quiet(), written_whole(folder) as work:
-            model.save_pretrained(work)
             if tokenizer is not None:
                 tokenizer.save_pretrained(work)
             if adapted:
-                write_patches(work, model)
+                write_adapter(model, work)
             else:
+                model.save_pretrained(work)
                 more = {"trust_remote_code": True} if trust else {}
                 again = auto.from_pretrained(work, dtype=model.dtype, **more).eval().to(model.device)
                 difference = (first_output(again, ids) - expected).abs().max().item()
