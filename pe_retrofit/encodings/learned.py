@@ -29,12 +29,13 @@ class LearnedConfig(EncodingConfig):
 
 @register_encoding
 class Learned(InputEncoding[LearnedConfig]):
-    """A table ``p[i]`` added to the embeddings.
+    """A learned table ``p`` of absolute positions, ``x_i + p[i]``; ``p`` is ``weight [max_positions, hidden_size]``.
 
-    On an encoder with a position table: the table is extended to ``max_positions`` rows and the model stays a plain
-    one (only ``max_position_embeddings`` changes on disk). ``tile`` repeats the old rows, ``copy_last`` repeats the
-    last one: both keep inputs up to the old length exactly as they were. ``interpolate`` stretches the old rows
-    linearly. On a decoder: a new table, zero at the start, hence an exact identity on top of the native encoding.
+    Causal and bidirectional; ``max_positions`` has to be given. On an encoder with a position table: the table is
+    extended to ``max_positions`` rows and the model stays a plain one (only ``max_position_embeddings`` changes on
+    disk). ``tile`` repeats the old rows, ``copy_last`` repeats the last one: both keep inputs up to the old length
+    exactly as they were. ``interpolate`` stretches the old rows linearly. On a decoder: a new table, zero at the start,
+    hence an exact identity on top of the native encoding.
 
     Source: Gehring et al., "Convolutional Sequence to Sequence Learning", 2017, arXiv 1705.03122.
 

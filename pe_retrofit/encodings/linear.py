@@ -21,10 +21,9 @@ class LinearConfig(EncodingConfig):
 
 @register_encoding
 class Linear(RotationEncoding[LinearConfig]):
-    """Linear position interpolation (PI).
+    """Linear position interpolation: pair ``m`` of dimensions turns by ``p / s * theta^(-2m/d)`` at position ``p``.
 
-    Angle of dimension pair m at position p: ``p / s * theta^(-2m/d)``. Causal and bidirectional. Identity at ``s = 1``.
-    Needs a short fine-tune to recover quality at any length.
+    Causal and bidirectional. Identity at ``s = 1``. Needs a short fine-tune to recover quality at any length.
 
     Source: Chen, Wong, Chen, Tian, "Extending Context Window of Large Language Models via Positional Interpolation",
     2023, arXiv 2306.15595.

@@ -31,9 +31,11 @@ class Llama3Config(EncodingConfig):
 
 @register_encoding
 class Llama3(RotationEncoding[Llama3Config]):
-    """Wavelengths above ``L / low`` are stretched by ``s``, those below ``L / high`` stay, between: interpolated.
+    """Llama 3's scaling: wavelengths above ``L / low`` are stretched by ``s``, those below ``L / high`` stay.
 
-    Causal and bidirectional. Identity at ``s = 1``.
+    Between, ``inv_freq' = inv_freq ((1 - t) / s + t)`` with ``t = (L / wavelength - low) / (high - low)``, where
+    ``low = low_freq_factor``, ``high = high_freq_factor`` and ``L`` is the trained length. Causal and bidirectional.
+    Identity at ``s = 1``.
 
     Source: Grattafiori et al., "The Llama 3 Herd of Models", 2024, arXiv 2407.21783 (the rule is in the released code).
     """

@@ -56,8 +56,8 @@ class Nope(RotationEncoding[NopeConfig]):
     the model uses; with a temperature they run on ours.
 
     Source: Haviv et al. 2022, arXiv 2203.16634; Kazemnejad et al. 2023, arXiv 2305.19466; dropping RoPE from a trained
-    model: DroPE, 2025, arXiv 2512.12167. Temperature by position: Llama 4 (Meta, 2025), after Nakanishi, "Scalable-
-    Softmax Is Superior for Attention", 2025, arXiv 2501.19399.
+    model: DroPE, 2025, arXiv 2512.12167. Temperature by position: Llama 4 (Meta, 2025), after Nakanishi,
+    "Scalable-Softmax Is Superior for Attention", 2025, arXiv 2501.19399.
     """
 
     Config = NopeConfig
