@@ -8,7 +8,7 @@
 ...     hub.seen("PUT", "/lfs/")
 
 huggingface_hub reads its environment once, when it is imported: a fresh process gets ``env=hub.environment(home)``; a
-test in a process that is offline takes the fixture ``online`` of ``test_pushing``.
+test in a process that is offline takes the fixture ``hub`` of ``hub_fixtures``.
 """
 
 from __future__ import annotations

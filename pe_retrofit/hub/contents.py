@@ -84,6 +84,7 @@ def read_contents(folder: Path, token: str | None) -> Contents:
     if not root.is_dir():
         return Contents(root, (), (), (f"{str(folder)!r} is not a folder; name the folder of a saved model",))
     files, left_out, problems = [], [], []
+    seen: set[str] = set()
     for path in _walk(root):
         name = path.relative_to(root).as_posix()
         folder_itself = path.is_dir() and not path.is_symlink()
@@ -93,13 +94,14 @@ def read_contents(folder: Path, token: str | None) -> Contents:
             continue
         if folder_itself:
             continue
+        seen.add(name)
         problem = _problem(root, path, name, token)
         if problem:
             problems.append(f"{name} {problem}" if name.isprintable() else f"{name!r} {problem}")
             continue
         size = path.stat().st_size
         files.append(SentFile(name, size, _mode(path, size)))
-    problems += _incomplete(root, {file.path for file in files})
+    problems += _incomplete(root, seen)
     return Contents(root, tuple(files), tuple(left_out), tuple(problems))
 
 

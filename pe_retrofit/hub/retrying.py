@@ -84,6 +84,8 @@ class Asking:
 
     def _judge(self, error: Exception, what: str, attempt: int) -> tuple[Exception, float | None]:
         """What to raise in the end, and the seconds to wait before trying again; None for not at all."""
+        if type(error) is ValueError and "README.md" in str(error):  # how the client says that a card is malformed
+            return ConfigError(f"{scrub(str(error), self.token)}\nNothing was sent."), None
         error = root_of(error)
         response = getattr(error, "response", None)
         status = None if response is None else response.status_code
@@ -108,8 +110,6 @@ class Asking:
     def _foreign(self, error: Exception) -> Exception:
         """Errors that are not about a request; without the token, whatever they say."""
         text = scrub(str(error), self.token)
-        if type(error) is ValueError and "README.md" in text:  # how the client says that a card is malformed
-            return ConfigError(f"{text} Nothing was sent.")
         if type(error) is ValueError or text != str(error):
             return HubError(f"{type(error).__name__}: {text}")
         return error
@@ -179,8 +179,8 @@ def is_connection(error: Exception) -> bool:
 def _lost(error: Exception, status: int | None) -> bool:
     """Whether a commit may have been made although it looks failed."""
     try:
-        path = str(error.request.url.path)  # type: ignore[attr-defined]
-    except (AttributeError, RuntimeError):  # the client's errors have no request, or none was set
+        path = str(getattr(error, "response", error).request.url.path)
+    except (AttributeError, RuntimeError):  # the error has no request, or none was set
         return status is None
     return "/commit/" in path and (status is None or status in (500, 502, 504))
 
