@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import EncodingConfig
 from ..errors import ConfigError
-from ..registry import NATIVE, config_from_dict
 from .cards import describing, evaluation
 from .cards.files import UNSIGNED, check_target, choose_pictures, sign, write
-from .cards.folder import PLAIN, Saved, read_folder, told
+from .cards.known import Known, read_all
 from .cards.limits import calibrated, limits, trained
 from .cards.loading import loading
-from .cards.metadata import Facts, card_data, check_card, gather, is_repo_id
-from .cards.recipe import (
-    FILE,
-    Calibrated,
-    Recipe,
-    Run,
-    Trained,
-    find_run,
-    read_calibration,
-    read_recipe,
-    read_training,
-)
-from .cards.results import Results, read_results
+from .cards.metadata import card_data, check_card, is_repo_id
+from .cards.run import Run
 from .cards.serving import serving
 from .cards.text import check_secrets, fence, label, one_line, plain, tokens, without_paths
 
@@ -59,20 +46,6 @@ class Plan:
     def files(self) -> list[Path]:
         """What would be written."""
         return [self.folder / "README.md", *(self.folder / name for name in self.pictures)]
-
-
-@dataclass
-class _Known:
-    """All that was read."""
-
-    saved: Saved
-    run: Run | None
-    recipe: Recipe | None
-    results: Results | None
-    facts: Facts
-    training: Trained | None
-    calibration: Calibrated | None
-    notes: list[str] = field(default_factory=list)
 
 
 def make_card(
@@ -159,7 +132,7 @@ def plan_card(
     folder = Path(folder).expanduser()
     if name is not None and (not one_line(name) or len(name) > 200):
         raise ConfigError(f"name={name[:60]!r} must be a title or a repository's id of 1 to 200 characters.")
-    known = _read(folder, results, recipe, base_model, license, datasets, language)
+    known = read_all(folder, results, recipe, base_model, license, datasets, language)
     title = name or _title(folder, known.run)
     pictures, left = choose_pictures(known.results.pictures) if known.results else ({}, 0)
     if left:
@@ -173,107 +146,12 @@ def plan_card(
     return Plan(folder, card, pictures, [*known.notes, *known.facts.said])
 
 
-def _read(
-    folder: Path,
-    results: str | Path | None,
-    recipe: str | Path | None,
-    base_model: str | None,
-    license: str | None,
-    datasets: Sequence[str],
-    language: str | Sequence[str] | None,
-) -> _Known:
-    saved = read_folder(folder)
-    run = find_run(folder)
-    notes: list[str] = []
-    result_path = _results_path(results, run, notes)
-    recipe_path = _recipe_path(folder, recipe, run, notes)
-    read = read_recipe(recipe_path) if recipe_path is not None else None
-    found = read_results(result_path) if result_path is not None else None
-    saved = _completed(saved, found, read)
-    _check_match(saved, found)
-    facts = gather(saved, found, read, base_model=base_model, license=license, datasets=datasets, language=language)
-    training, calibration = read_training(run), read_calibration(folder, run)
-    if saved.trained is None and found is not None:
-        saved = replace(saved, trained=found.trained_length)
-    return _Known(saved, run, read, found, facts, training, calibration, notes)
-
-
-def _results_path(given: str | Path | None, run: Run | None, notes: list[str]) -> Path | None:
-    if given is not None:
-        path = Path(given).expanduser()
-        inside = find_run(path) if path.is_dir() and (path / "run.json").is_file() else None
-        if inside is not None and inside.folder == path.resolve():
-            if inside.results is None:
-                raise ConfigError(f"The run {str(given)!r} holds no evaluation of its model.")
-            return inside.results
-        return path
-    if run is None or run.results is None:
-        return None
-    notes.append(f"results: the evaluation after {run.stage!r} of the run this folder lies in")
-    if run.stage != run.last_stage:
-        notes.append(f"results: made after {run.stage!r}, while the model was saved after {run.last_stage!r}")
-    return run.results
-
-
-def _recipe_path(folder: Path, given: str | Path | None, run: Run | None, notes: list[str]) -> Path | None:
-    if given is not None:
-        return Path(given).expanduser()
-    if (folder / FILE).is_file():
-        return folder / FILE
-    if run is not None and run.recipe is not None:
-        notes.append("recipe: that of the run this folder lies in")
-        return run.recipe
-    return None
-
-
-def _completed(saved: Saved, results: Results | None, recipe: Recipe | None) -> Saved:
-    """With the encodings, where the folder's own config hides them."""
-    if saved.groups:
-        return saved
-    if saved.form == PLAIN:
-        if results is not None and results.encodings:
-            specs = [(list(map(_entry, entries)), layers) for entries, layers in results.encodings]
-            everywhere = saved.layers is not None and all(len(layers or ()) == saved.layers for _, layers in specs)
-            return told(saved, [(e, None if everywhere else layers) for e, layers in specs], "the results file")
-        if recipe is not None and recipe.spec is not None:
-            return told(saved, [(recipe.spec, None)], "the recipe")
-    raise ConfigError(
-        f"Nothing in {str(saved.folder)!r} tells of another positional encoding, so there is nothing for the card to "
-        "describe. ntk, and a longer position table, leave no trace in config.json: give the recipe or the results."
-    )
-
-
-def _entry(entry: dict[str, Any]) -> EncodingConfig | str:
-    return str(entry["name"]) if entry.get("name") in NATIVE else config_from_dict(entry)
-
-
-def _check_match(saved: Saved, results: Results | None) -> None:
-    """Refuse results of another model."""
-    if results is None:
-        return
-    named = {str(entry.get("name")) for entries, _ in results.encodings for entry in entries} - set(NATIVE)
-    mine = set(saved.names)
-    if named == mine or (
-        not named and saved.form == PLAIN and saved.told_by == "config.json" and _same_rope(saved, results)
-    ):
-        return
-    other = ", ".join(sorted(named)) or "its own encoding alone"
-    raise ConfigError(
-        f"The results in {results.path} are of a model with {one_line(other)}, and {str(saved.folder)!r} has "
-        f"{', '.join(sorted(mine))}. Name the results of this model."
-    )
-
-
-def _same_rope(saved: Saved, results: Results) -> bool:
-    return results.rope_type in ("", str(saved.rope.get("rope_type", "")))
-
-
 def _title(folder: Path, run: Run | None) -> str:
     name = folder.resolve().name
     return run.name if run is not None and (name in COMMON or run.folder == folder.resolve()) else name
 
 
-def _values(known: _Known, title: str, pictures: list[str]) -> dict[str, Any]:
+def _values(known: Known, title: str, pictures: list[str]) -> dict[str, Any]:
     """What the template shows; all of it Markdown already."""
     saved, results, facts, recipe = known.saved, known.results, known.facts, known.recipe
     repo = title if is_repo_id(title) else "REPOSITORY"
@@ -294,7 +172,7 @@ def _values(known: _Known, title: str, pictures: list[str]) -> dict[str, Any]:
         "loading": loading(saved, one_line(without_paths(title)), facts.base_model or facts.base_name),
         "layer_table": describing.layer_table(saved),
         "encodings": list(describing.encodings(saved)),
-        "training": trained(known.training, recipe),
+        "training": trained(known.training, recipe, known.run),
         "calibration": calibrated(known.calibration),
         "evaluated": results is not None,
         "stage": _stage(known),
@@ -315,7 +193,7 @@ def _alt(name: str) -> str:
     return name.removeprefix("evaluation-").removesuffix(".png").replace("-", " ").replace("_", " ")
 
 
-def _stage(known: _Known) -> str:
+def _stage(known: Known) -> str:
     """A warning where what was evaluated is not what was saved."""
     run, results = known.run, known.results
     if run is None or results is None or run.results is None or run.stage == run.last_stage:
@@ -325,7 +203,7 @@ def _stage(known: _Known) -> str:
     return f"These numbers were measured after the step {run.stage}; the model was saved after {run.last_stage}."
 
 
-def _versions(known: _Known) -> str:
+def _versions(known: Known) -> str:
     versions = (known.run.versions if known.run else {}) or (known.results.versions if known.results else {})
     if not versions and known.saved.transformers:
         versions = {"transformers": known.saved.transformers}

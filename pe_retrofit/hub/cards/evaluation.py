@@ -96,6 +96,7 @@ def measured(results: Results, repo: str) -> str:
         f"{MISSING if results.seed is None else results.seed}",
         f"- intervals: {plain(results.intervals) or MISSING}; n: samples; {MISSING}: not measured",
         f"- date: {plain(results.date) or MISSING}",
+        "- to repeat it, with the text as `--text` and a task's options as `--set TASK.OPTION=VALUE`:",
     ]
     if results.status != "complete":
         lines.insert(0, f"- **The run was not finished (status {plain(results.status) or 'not recorded'}).**")

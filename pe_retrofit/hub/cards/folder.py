@@ -18,22 +18,13 @@ from ...sites import PiecewiseEncoding, RotationEncoding
 from ..adapters import read_marker
 from ..configuration import check_block
 from .checking import Checker, read_json
+from .rope import original_length, positions, rope_of, scalings
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 MOST_BYTES = 16 * 2**20
 
 PATCHED, PLAIN, ADAPTED = "patched", "plain", "adapter"
 """With a block of ours in its config; a plain model whose config says it all; an adapter alone."""
-
-SCALINGS = {
-    "linear": "linear",
-    "dynamic": "dynamic",
-    "yarn": "yarn",
-    "longrope": "longrope",
-    "llama3": "llama3",
-    "proportional": "partial_rope",
-}
-"""transformers' ``rope_type`` and the encoding of that name here."""
 
 TRACELESS = ("ntk", "learned", "rope")
 """Encodings that leave a plain config in which nothing tells of them."""
@@ -193,18 +184,18 @@ def _model(folder: Path) -> Saved:
         "transformers": check.words(raw, "transformers_version", most=40),
     }
     host_type = check.words(raw, "model_type", most=200)
-    rope = _rope(raw)
+    rope = rope_of(raw)
     check.done()
     block = raw.get(BLOCK)
     if block is None:
-        groups = _scalings(rope, raw)
+        groups = tuple(_group([entry], on) for entry, on in scalings(rope, raw))
         return Saved(
             folder, PLAIN, host_type=host_type, groups=groups, told_by=CONFIG, rotates=bool(rope) or None,
-            trained=_original(rope, raw, reach), reach=_rows(raw, host_type, reach), rope=rope, **about,
+            trained=original_length(rope, raw, reach), reach=positions(raw, host_type, reach), rope=rope, **about,
         )  # fmt: skip
     check_block(block)
     patches = tuple(_group(_entries(patch["encodings"]), patch.get("layers")) for patch in block["patches"])
-    rows = _rows(raw, block["host_model_type"], reach)
+    rows = positions(raw, block["host_model_type"], reach)
     rotates = "rope_parameters" in block.get(HOST, {})
     return Saved(
         folder, PATCHED, host_type=block["host_model_type"], groups=patches, told_by=CONFIG, rotates=rotates,
@@ -268,68 +259,6 @@ def _entries(entries: Sequence[Any]) -> list[Any]:
 def _group(entries: Sequence[Any], layers: Sequence[int] | None) -> Group:
     kept = tuple(entry for entry in entries if entry not in NATIVE)
     return Group(kept, len(kept) < len(entries), None if layers is None else tuple(layers))
-
-
-def _rope(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``rope_parameters``, under its older name too."""
-    rope = raw.get("rope_parameters")
-    if isinstance(rope, dict):
-        return rope
-    old = raw.get("rope_scaling")
-    if not isinstance(old, dict):
-        return {}
-    named = {"rope_type": old.get("rope_type", old.get("type")), "rope_theta": raw.get("rope_theta")}
-    return {**{k: v for k, v in old.items() if k != "type"}, **{k: v for k, v in named.items() if v is not None}}
-
-
-def _sets(rope: Mapping[str, Any], raw: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], list[int] | None]]:
-    """Each set of rope parameters with its layers."""
-    nested = {kind: part for kind, part in rope.items() if isinstance(part, dict)}
-    if not nested:
-        return [(rope, None)]
-    types = raw.get("layer_types")
-    types = types if isinstance(types, list) else []
-    return [(part, [i for i, kind in enumerate(types) if kind == name]) for name, part in nested.items()]
-
-
-def _scalings(rope: Mapping[str, Any], raw: Mapping[str, Any]) -> tuple[Group, ...]:
-    found = []
-    for part, layers in _sets(rope, raw):
-        name = SCALINGS.get(str(part.get("rope_type")))
-        if name is None:
-            continue
-        options = {option["option"] for option in get_encoding(name).Config.describe()}
-        values = {k: v for k, v in part.items() if k in options and v is not None}
-        if name == "partial_rope" and "partial_rotary_factor" in part:
-            values["p"] = part["partial_rotary_factor"]
-        if name == "longrope" and "factor" not in values:  # Phi-3 leaves it to the two lengths
-            lengths = (raw.get("max_position_embeddings"), _original(rope, raw, None))
-            values |= {"factor": lengths[0] / lengths[1]} if all(isinstance(n, int) and n > 0 for n in lengths) else {}
-        found.append(_group([config_from_dict({"name": name, **values})], layers))
-    return tuple(found)
-
-
-def _original(rope: Mapping[str, Any], raw: Mapping[str, Any], reach: int | None) -> int | None:
-    """Tokens a plain model was trained to, as far as its config tells."""
-    sets = [part for part, _ in _sets(rope, raw)]
-    said = [part.get("original_max_position_embeddings") for part in sets]
-    said.append(raw.get("original_max_position_embeddings"))
-    known = [n for n in said if isinstance(n, int) and not isinstance(n, bool) and n > 0]
-    if known:
-        return min(known)
-    kinds = {part.get("rope_type"): part for part in sets}
-    if "linear" in kinds and reach:
-        factor = kinds["linear"].get("factor")
-        return round(reach / factor) if isinstance(factor, (int, float)) and factor >= 1 else None
-    return reach if set(kinds) & {"dynamic", "proportional"} else None
-
-
-def _rows(raw: Mapping[str, Any], host_type: str, reach: int | None) -> int | None:
-    """Positions, without the rows that RoBERTa and its like keep before the first."""
-    padding = raw.get("pad_token_id")
-    if reach is None or not isinstance(padding, int) or not re.search(r"roberta|camembert", host_type):
-        return reach
-    return max(reach - padding - 1, 1)
 
 
 def keeps_rotation(entry: EncodingConfig) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ...registry import get_encoding
 from .folder import PATCHED, Saved
-from .recipe import Calibrated, Recipe, Trained
+from .recipe import Recipe
 from .results import Results
+from .run import STAGES, Calibrated, Run, Trained
 from .text import MISSING, code, number, plain
 
 
@@ -49,8 +50,13 @@ def limits(saved: Saved, results: Results | None, training: Trained | None, reci
     return found
 
 
-def trained(training: Trained | None, recipe: Recipe | None) -> str:
+def trained(training: Trained | None, recipe: Recipe | None, run: Run | None) -> str:
     """What the fine-tune came to, or that nothing tells of one."""
+    done = [stage for stage in STAGES if run is not None and stage in run.steps]
+    return (f"Steps of the run: {', '.join(done)}. " if done else "") + _fine_tuned(training, recipe)
+
+
+def _fine_tuned(training: Trained | None, recipe: Recipe | None) -> str:
     if training is None:
         if recipe is None:
             return "Nothing in this folder says whether it was trained after its encoding was changed."

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ...errors import ConfigError, UnknownEncodingError, UnsupportedError
+from ...registry import NATIVE, get_encoding, list_encodings
+from ...sites import HybridEncoding
 from ...specs import make_spec
-from .checking import Checker, read_json, read_text
-from .results import FILE as RESULTS
+from .checking import read_text
 from .text import is_path, last_part, without_paths
 
 FILE = "recipe.yaml"
-RUN, RUN_KIND = "run.json", "pe_retrofit run"
-EVALUATE = "evaluate"
-CALIBRATION = "calibration.json"
-STAGES = ("patch", "calibrate", "transfer", "finetune")
 MOST_BYTES = 2**20
-MOST_RUN_BYTES = 16 * 2**20
 DEEPEST = 40
-UP = 3
-"""How many folders up from the saved model a run is looked for."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +58,13 @@ class Recipe:
         return text if isinstance(text, str) else ""
 
     @property
+    def names(self) -> set[str]:
+        """Names of the encodings it patches with; empty with a hybrid, which a saved model shows as its parts."""
+        found = set(_named(self.sections.get("patch"), 0)) - set(NATIVE)
+        known = {name for name in found if name in list_encodings()}
+        return set() if any(issubclass(get_encoding(name), HybridEncoding) for name in known) else known
+
+    @property
     def spec(self) -> list[Any] | None:
         """What all layers are patched with; None where layers differ, or nothing is patched."""
         patch = self.sections.get("patch")
@@ -81,29 +83,6 @@ class Recipe:
             except (ConfigError, UnknownEncodingError, UnsupportedError) as error:
                 raise ConfigError(f"The recipe {self.name!r}: section patch: {error}") from error
         return found
-
-
-@dataclass(frozen=True)
-class Run:
-    """The folder of a ``pe-retrofit train`` run.
-
-    Attributes:
-        folder, name: of the run.
-        recipe: its file; None without.
-        results: folder of the last evaluation of the retrofitted model; None without.
-        stage, last_stage: what was evaluated, and the last thing done to the model.
-        steps: step -> what it came to.
-        versions: of the libraries.
-    """
-
-    folder: Path
-    name: str
-    recipe: Path | None
-    results: Path | None
-    stage: str
-    last_stage: str
-    steps: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -125,9 +104,25 @@ def read_recipe(path: Path) -> Recipe:
         raise ConfigError(f"The recipe {path} holds no sections such as 'model: ...'.")
     shown = text
     for value in paths:
-        shown = shown.replace(value, last_part(value))
+        shown = re.sub(rf"(?<![\w./-]){re.escape(value)}(?![\w/-])", lambda _, v=value: last_part(v), shown)  # type: ignore[misc]
     shown = "\n".join(without_paths(line) for line in shown.splitlines())
     return Recipe(shown, shown.split() != text.split(), sections, path.stem)
+
+
+def _named(patch: Any, depth: int) -> Iterator[str]:
+    """Every name in a section ``patch``."""
+    if depth > 6:
+        return
+    if isinstance(patch, str):
+        yield from patch.split("+")
+    elif isinstance(patch, list):
+        for part in patch[:1000]:
+            yield from _named(part, depth + 1)
+    elif isinstance(patch, dict) and "name" in patch:
+        yield from _named(patch["name"], depth + 1)
+    elif isinstance(patch, dict):
+        for part in list(patch.values())[:1000]:
+            yield from _named(part, depth + 1)
 
 
 def _paths(node: yaml.Node, depth: int, seen: set[int]) -> Iterator[str]:
@@ -144,117 +139,3 @@ def _paths(node: yaml.Node, depth: int, seen: set[int]) -> Iterator[str]:
     for entry in node.value:
         for part in entry if isinstance(entry, tuple) else (entry,):
             yield from _paths(part, depth + 1, seen)
-
-
-def find_run(folder: Path) -> Run | None:
-    """The run whose folder this is, or in whose folder this lies.
-
-    Raises:
-        ConfigError: its ``run.json`` is damaged.
-    """
-    folder = folder.resolve()
-    for place in (folder, *list(folder.parents)[:UP]):
-        file = place / RUN
-        if file.is_file():
-            raw = read_json(file, MOST_RUN_BYTES)
-            if raw.get("kind") == RUN_KIND:
-                return _run(place, raw)
-    return None
-
-
-def _run(folder: Path, raw: Mapping[str, Any]) -> Run:
-    check = Checker(f"The run {folder / RUN}")
-    steps = check.mapping(raw, "steps")
-    results = {name: check.mapping(step, "result", f"steps.{name[:60]}.") for name, step in steps.items() if step}
-    versions = check.mapping(raw, "versions", needed=False)
-    name = check.words(raw, "name", most=300)
-    check.done()
-    evaluated = [stage for stage in STAGES if (folder / EVALUATE / stage / RESULTS).is_file()]
-    done = [stage for stage in STAGES if stage in steps]
-    recipe = folder / FILE
-    return Run(
-        folder=folder,
-        name=name or folder.name,
-        recipe=recipe if recipe.is_file() else None,
-        results=folder / EVALUATE / evaluated[-1] if evaluated else None,
-        stage=evaluated[-1] if evaluated else "",
-        last_stage=done[-1] if done else "",
-        steps=results,
-        versions={str(k): v for k, v in list(versions.items())[:30] if isinstance(v, str)},
-    )
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """What a calibration came to; None for what is not recorded."""
-
-    tokens: int | None
-    text: str
-    before: float | None
-    after: float | None
-    perplexity: Mapping[str, float | None]
-    kept: bool
-
-
-def read_calibration(folder: Path, run: Run | None) -> Calibrated | None:
-    """From ``calibration.json`` in the folder, else from the run.
-
-    Raises:
-        ConfigError: it is damaged.
-    """
-    file = folder / CALIBRATION
-    if file.is_file():
-        raw = read_json(file, MOST_RUN_BYTES)
-    elif run is not None and run.steps.get("calibrate"):
-        file, raw = run.folder / RUN, dict(run.steps["calibrate"])
-    else:
-        return None
-    check = Checker(f"The calibration in {file}")
-    text = check.mapping(raw, "text", needed=False)
-    measured = check.mapping(raw, "perplexity", needed=False)
-    names = ("stock", "default", "calibrated")
-    found = Calibrated(
-        tokens=check.whole(raw, "tokens"),
-        text=check.words(text, "source", "text."),
-        before=check.number(raw, "before"),
-        after=check.number(raw, "after"),
-        perplexity={name: check.number(measured, name, "perplexity.", low=0) for name in names if measured},
-        kept=isinstance(raw.get("curve"), dict),
-    )
-    check.done()
-    return found
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a fine-tune came to; None for what is not recorded."""
-
-    steps: int | None
-    tokens: int | None
-    loss: float | None
-    held_out_loss: float | None
-    text: str
-    sha256: str
-
-
-def read_training(run: Run | None) -> Trained | None:
-    """From the run.
-
-    Raises:
-        ConfigError: its ``run.json`` is damaged.
-    """
-    if run is None or not run.steps.get("finetune"):
-        return None
-    raw = run.steps["finetune"]
-    check = Checker(f"The run {run.folder / RUN}")
-    data = check.mapping(raw, "data", "finetune.", needed=False)
-    found = Trained(
-        steps=check.whole(raw, "steps", "finetune."),
-        tokens=check.whole(raw, "tokens", "finetune."),
-        loss=check.number(check.mapping(raw, "loss", "finetune.", needed=False), "last", "finetune.loss."),
-        held_out_loss=check.number(raw, "held_out_loss", "finetune."),
-        text=check.words(data, "text", "finetune.data."),
-        sha256=check.words(data, "sha256", "finetune.data.", most=64),
-    )
-    check.done()
-    return found

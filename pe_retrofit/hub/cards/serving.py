@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from .checking import is_number
-from .folder import ADAPTED, PATCHED, SCALINGS, Saved
+from .folder import ADAPTED, PATCHED, Saved
+from .rope import SCALINGS
 from .text import code, fence
 
 ENGINES = ("linear", "dynamic", "yarn", "longrope", "llama3")

@@ -19,7 +19,9 @@ _PATH = re.compile(
     rf"(?<![\w./\\])(?:file://)?(?:~[\w.-]*(?:/{_PART})+|(?!//)(?:/{_PART}){{2,}})/?"  # ~/a, /a/b; not https://a/b
     rf"|(?<!\w)[A-Za-z]:\\(?:{_PART}\\)*(?:{_PART})?"
 )
-_WHOLE_PATH = re.compile(r"(?P<before>(?:[^@/\\]*@)?)(?P<path>(?:file://|~|/|[A-Za-z]:[\\/]).*)", re.DOTALL)
+_WHOLE_PATH = re.compile(
+    r"(?P<before>(?:[^@/\\]*@)?)(?P<path>file://.+|~[\w.-]*/.+|/[^/\s].*|[A-Za-z]:[\\/].+)", re.DOTALL
+)
 _MARKUP = re.compile(r"([\\`*_{}\[\]()<>#|~&$!@])")
 _SECRET = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}|://[^/\s:@]+:[^/\s@]+@")
 
