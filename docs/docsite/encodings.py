@@ -30,7 +30,7 @@ SAVED = {
     "fails to load where the package is missing",
 }
 KERNEL_NOTE = {
-    True: "The model keeps its own attention: eager, SDPA, FlashAttention or flex, whichever it is set to.",
+    True: "The model keeps its own attention, whichever implementation it is set to; no kernel of ours runs.",
     False: "Attention runs through the implementation `pe_retrofit`; the kernels of a decoder's prefill, in the order "
     "they are tried:",
 }
@@ -55,7 +55,6 @@ def page(one: Shown) -> str:
         code(_shell(one)),
         "## How it works",
         markdown(inspect.getdoc(one.kind) or ""),
-        f"Paper: {inline(info.paper)}." if info.paper else "",
         "## Options",
         _options(one),
         _parameters(one),
@@ -80,17 +79,22 @@ def _picture_words(one: Shown) -> str:
 
 def _python(one: Shown) -> str:
     given = "".join(f", {key}={value!r}" for key, value in one.filled.items())
-    lines = ["from pe_retrofit import patch_model", "", f'patch_model(model, "{one.name}"{given})']
-    if "native" in one.kind.info.identity:
-        lines.append(f'patch_model(model, ["native", "{one.name}"]{given})  # on top of what the model has')
+    config, beside = one.kind.Config.__name__, "native" in one.kind.info.identity
+    names = f"{config}, patch_model" if beside and given else "patch_model"
+    lines = [f"from pe_retrofit import {names}", "", f'patch_model(model, "{one.name}"{given})']
+    if beside:
+        added = f"{config}({given[2:]})" if given else f'"{one.name}"'
+        lines.append(f'patch_model(model, ["native", {added}])  # on top of what the model has')
     return "\n".join(lines)
 
 
 def _shell(one: Shown) -> str:
     given = "".join(f" {key}={value}" for key, value in one.filled.items())
+    beside = "native" in one.kind.info.identity
     return "\n".join(
         [
             f"pe-retrofit patch MODEL {one.name}{given} --out DIR",
+            *([f"pe-retrofit patch MODEL native+{one.name}{given} --out DIR"] if beside else []),
             f"pe-retrofit show {one.name}{given} --out {one.name}.png",
             f"pe-retrofit check {one.name}{given}",
         ]
@@ -139,8 +143,8 @@ def _identity(info: Any) -> str:
     if not info.identity:
         return "Never: a patched model differs from the original at once. `patch_model` measures by how much."
     return (
-        f"{inline(info.identity[0].upper() + info.identity[1:])}. Then the patched model gives the same logits as the "
-        "original, which `patch_model` measures."
+        "A patched model gives the same logits as the original, which `patch_model` measures, when: "
+        f"**{inline(info.identity)}**."
     )
 
 
