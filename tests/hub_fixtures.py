@@ -13,6 +13,8 @@ from hub_server import HubServer
 from huggingface_hub import constants
 from safetensors.numpy import save_file
 
+RESOLVE = "{repo_id}/resolve/{revision}/{filename}"
+
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
@@ -22,6 +24,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{server.endpoint}/{RESOLVE}")
         monkeypatch.setenv("HF_TOKEN", server.token)
         yield server
 

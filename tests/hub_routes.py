@@ -8,6 +8,7 @@ from base64 import b64decode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote
 
@@ -235,8 +236,9 @@ def tree(asked: Asked, name: str, revision: str, folder: str = "") -> Answer:
     if folder and not inside:
         raise RefusedError(404, f"{folder} does not exist on {revision}", "EntryNotFound")
     deep = asked.flag("recursive")
-    folders = {prefix + path[len(prefix) :].split("/")[0] for path in inside if "/" in path[len(prefix) :]}
-    rows = [{"type": "directory", "path": f, "size": 0, "oid": "0" * 40} for f in sorted(folders)]
+    folders = {str(above) for path in inside for above in PurePosixPath(path).parents}
+    shown = [f for f in sorted(folders) if f != "." and f.startswith(prefix) and (deep or "/" not in f[len(prefix) :])]
+    rows = [{"type": "directory", "path": f, "size": 0, "oid": "0" * 40} for f in shown]
     return json_answer(rows + [_entry(p, b) for p, b in inside.items() if deep or "/" not in p[len(prefix) :]])
 
 

@@ -13,7 +13,8 @@ import hub_fixtures
 import pytest
 from hub_fixtures import contents, write_model
 from hub_server import HubServer
-from huggingface_hub import HfApi, constants, set_client_factory
+from hub_store import Repo
+from huggingface_hub import HfApi, constants, get_session, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils._http import default_client_factory
 
@@ -223,9 +224,8 @@ def test_no_server_is_an_error_in_words(hub: HubServer, model: Path, waits: list
 
 
 def test_answers_that_never_come(hub: HubServer, model: Path, waits: list[float]) -> None:
-    import httpx2
-
-    set_client_factory(lambda: httpx2.Client(timeout=0.5))
+    client = type(get_session())
+    set_client_factory(lambda: client(timeout=0.5))
     try:
         hub.fail("GET", "/whoami-v2", how="hang")
         push_folder(model, REPO)
@@ -302,6 +302,36 @@ def test_a_repository_that_appears_meanwhile_is_taken(hub: HubServer, model: Pat
     hub.fail("GET", "/api/models/", status=404, headers={"X-Error-Code": "RepoNotFound"})
     with pytest.raises(ConfigError, match="exists and is private"):
         push_folder(model, REPO, private=False)
+
+
+def test_a_commit_of_somebody_else_meanwhile_is_kept(
+    hub: HubServer, model: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push_folder(model, REPO)
+    (model / "notes.md").write_text("more", encoding="utf-8")
+    upload = HfApi.preupload_lfs_files
+
+    def interrupted(self: HfApi, *args: Any, **more: Any) -> None:
+        monkeypatch.setattr(HfApi, "preupload_lfs_files", upload)
+        HfApi(endpoint=hub.endpoint, token=hub.token).upload_file(
+            path_or_fileobj=b"theirs", path_in_repo="theirs.md", repo_id=REPO
+        )
+        upload(self, *args, **more)
+
+    monkeypatch.setattr(HfApi, "preupload_lfs_files", interrupted)
+    push_folder(model, REPO)
+    assert commits(hub) == [200, 200, 412, 200]
+    assert hub.repos[REPO].files() == {**contents(model), "theirs.md": b"theirs"}
+
+
+def test_what_arrived_damaged_is_told(hub: HubServer, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = sorted(p.name for p in model.glob("*.safetensors"))[0]
+    oid = hashlib.sha256((model / name).read_bytes()).hexdigest()
+    push_folder(model, REPO)
+    hub.repos["alice/other"] = other = Repo("alice/other")
+    other.large[oid] = b"another file"
+    with pytest.raises(HubError, match=f"other: {name}"):
+        push_folder(model, "alice/other")
 
 
 def test_dry_run_asks_nothing(hub: HubServer, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

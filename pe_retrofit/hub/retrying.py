@@ -178,8 +178,9 @@ def is_connection(error: Exception) -> bool:
 
 def _lost(error: Exception, status: int | None) -> bool:
     """Whether a commit may have been made although it looks failed."""
+    holder: Any = getattr(error, "response", error)
     try:
-        path = str(getattr(error, "response", error).request.url.path)
+        path = str(holder.request.url.path)
     except (AttributeError, RuntimeError):  # the error has no request, or none was set
         return status is None
     return "/commit/" in path and (status is None or status in (500, 502, 504))

@@ -191,21 +191,18 @@ def _check_arrived(
 
     there = ask("checking what arrived", look)
     missing = [path for path in sizes if path not in there]
-    other = [
-        path
-        for path, entry in there.items()
-        if path in sizes
-        and (
-            entry.size != sizes[path]
-            or (entry.lfs is not None and hashes[path].is_hashed and entry.lfs.sha256 != hashes[path].sha256.hex())
-        )
-    ]
+    other = [path for path in sizes if path in there and _differs(there[path], sizes[path], hashes[path])]
     if missing or other:
         named = [f"{kind}: {', '.join(paths[:5])}" for kind, paths in (("missing", missing), ("other", other)) if paths]
         raise HubError(
             f"{repo_id} does not hold what was sent ({'; '.join(named)}). Files go missing where the repository has a "
             ".gitignore that names them: change it, and push again. Others were changed by somebody else meanwhile."
         )
+
+
+def _differs(entry: Any, size: int, info: Any) -> bool:
+    """Whether a file on the Hub has another size or, of a large one, another SHA-256 than the one here."""
+    return entry.size != size or (entry.lfs is not None and entry.lfs.sha256 != info.sha256.hex())
 
 
 @contextmanager
