@@ -144,7 +144,9 @@ def test_code_that_comes_along_is_offered_only_where_the_config_names_it(
 ) -> None:
     config = json.loads((saved["alibi"] / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoConfig": "code.Config"}}))
-    assert "trust_remote_code=True" in section(text_of(tmp_path), "Load")
+    card = text_of(tmp_path)
+    assert "trust_remote_code=True" in section(card, "Load")
+    assert "None of them was tried with the code" in section(card, "What serves it")
 
 
 def test_an_adapter_is_a_peft_model_that_patches_its_base(adapter: Path) -> None:
@@ -182,7 +184,7 @@ def test_the_model_index_reads_back(saved: dict[str, Path], tmp_path: Path) -> N
     make_card(saved["alibi"], results=results, license="mit", base_model="org/base").save(path)
     loaded = ModelCard.load(path)
     found = {(r.metric_type, r.metric_name): r.metric_value for r in loaded.data.eval_results}
-    assert found["perplexity", "perplexity at 16,384 tokens"] == pytest.approx(25.0, rel=1e-4)
+    assert found["perplexity", "perplexity at 16,384 tokens (fixed_tail)"] == pytest.approx(25.0, rel=1e-4)
     assert found["accuracy", "mean score (0 to 1) at 2,048 tokens"] == 1.0
     assert loaded.data.license == "mit"
     assert loaded.data.base_model == "org/base"

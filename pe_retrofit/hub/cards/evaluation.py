@@ -122,6 +122,7 @@ def model_index(results: Results, pipeline: str | None) -> list[Any]:
 
     found = []
     for task in results.tasks:
+        view = label(task.main_view or "", 40)
         for row in _numbers(task):
             metric, what = ("accuracy", "mean score (0 to 1)") if task.scored else ("perplexity", "perplexity")
             text = results.text[0] if not task.scored else task.title
@@ -131,7 +132,7 @@ def model_index(results: Results, pipeline: str | None) -> list[Any]:
                     dataset_type=_slug(text if not task.scored else task.name),
                     dataset_name=label(text or task.title),
                     metric_type=metric,
-                    metric_name=f"{what} at {row.length:,} {label(task.unit, 40)}",
+                    metric_name=f"{what} at {row.length:,} {label(task.unit, 40)}" + (f" ({view})" if view else ""),
                     metric_value=float(f"{row.mean:.6g}"),
                 )
             )

@@ -19,16 +19,24 @@ GGUF = ("linear", "yarn")
 
 OWN = (
     "vLLM, SGLang, TGI and other engines that bring their own attention, and llama.cpp with everything built on it "
-    "(Ollama, LM Studio), cannot run it: they do not know this encoding, and a GGUF file has no place for it. The "
-    "`model_type` is `pe_retrofit`, so that they stop with an error instead of running the architecture without it."
+    "(Ollama, LM Studio), cannot run it: they do not know this encoding, and a GGUF file has no place for it."
 )
+STOPS = (
+    "The `model_type` is `pe_retrofit`, so that they stop with an error instead of running the architecture without it."
+)
+WITH_CODE = "None of them was tried with the code that comes along."
 UNTRIED = "The flags are those of the engines' own documentation; they were not run with this model."
 
 
 def serving(saved: Saved, repo: str) -> str:
     """The section, as Markdown."""
     if saved.form == PATCHED:
-        return "\n".join([f"- **transformers**: yes, {_needs(saved)}.", f"- **Everything else**: no. {OWN}"])
+        return "\n".join(
+            [
+                f"- **transformers**: yes, {_needs(saved)}.",
+                f"- **Everything else**: no. {OWN} {WITH_CODE if saved.remote_code else STOPS}",
+            ]
+        )
     if saved.form == ADAPTED:
         return "\n".join(
             [
