@@ -96,12 +96,19 @@ def test_linear_knows_its_trained_length_from_the_factor(saved: dict[str, Path])
     assert "--rope-scaling linear --rope-scale 2" in card
 
 
-@pytest.mark.parametrize(("kind", "served"), [("dynamic", False), ("llama3", False), ("longrope", False)])
-def test_gguf_is_promised_only_what_it_knows(tmp_path: Path, kind: str, served: bool) -> None:
-    patch_model(tiny.llama(), kind, factor=2.0).save_pretrained(tmp_path)
-    line = next(line for line in text_of(tmp_path).splitlines() if "llama.cpp" in line)
-    assert ("yes" in line) is served
-    assert "--rope-scaling" not in text_of(tmp_path)
+@pytest.mark.parametrize(
+    ("kind", "vllm", "llama_cpp"),
+    [("dynamic", False, False), ("llama3", True, True), ("longrope", True, False), ("partial_rope", True, False)],
+)
+def test_engines_are_promised_only_what_they_run(tmp_path: Path, kind: str, vllm: bool, llama_cpp: bool) -> None:
+    patch_model(tiny.llama(), kind, **({} if kind == "partial_rope" else {"factor": 2.0})).save_pretrained(tmp_path)
+    serving = section(text_of(tmp_path), "What serves it")
+    for title, served in (("vLLM", vllm), ("llama.cpp", llama_cpp)):
+        line = next(line for line in serving.splitlines() if f"**{title}**" in line)
+        assert line.partition("**: ")[2].startswith("yes" if served else "no;")
+    assert ("vllm serve" in serving) is vllm
+    assert ("llama-server" in serving) is llama_cpp
+    assert "--rope-scaling" not in serving
 
 
 def test_ntk_leaves_no_trace_so_the_recipe_or_the_results_must_tell(saved: dict[str, Path], tmp_path: Path) -> None:

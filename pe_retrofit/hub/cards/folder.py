@@ -73,6 +73,7 @@ class Saved:
     Attributes:
         form: one of :data:`PATCHED`, :data:`PLAIN`, :data:`ADAPTED`.
         head: end of the class name, such as ``ForCausalLM``; empty where it is unknown.
+        architecture: class name in the config.
         auto: the Auto class that loads it.
         host_type: model type of the architecture.
         layers: of the model; None where it is not recorded.
@@ -90,6 +91,7 @@ class Saved:
     folder: Path
     form: str
     head: str
+    architecture: str
     auto: str
     host_type: str
     layers: int | None
@@ -171,11 +173,13 @@ def told(saved: Saved, specs: Sequence[tuple[Sequence[Any], Sequence[int] | None
 def _model(folder: Path) -> Saved:
     raw = read_json(folder / CONFIG, MOST_BYTES)
     check = Checker(str(folder / CONFIG))
-    head, auto = _head(check.entries(raw, "architectures", most=100, kind=str))
+    architectures = check.entries(raw, "architectures", most=100, kind=str)
+    head, auto = _head(architectures)
     reach = check.whole(raw, "max_position_embeddings", low=1, high=2**31)
     layers = check.whole(raw, "num_hidden_layers", low=1, high=2**16) or check.whole(raw, "n_layers", high=2**16)
     about: dict[str, Any] = {
         "head": head,
+        "architecture": architectures[0] if architectures else "",
         "auto": auto,
         "layers": layers,
         "remote_code": bool(raw.get("auto_map")),
@@ -216,6 +220,7 @@ def _adapter(folder: Path) -> Saved:
         folder=folder,
         form=ADAPTED,
         head=head,
+        architecture="",
         auto=_auto(head) or "AutoModelForCausalLM",
         host_type=host,
         layers=shape.get("layers"),

@@ -6,16 +6,16 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ..targets import TARGETS, notes, refusals
 from .checking import is_number
 from .folder import ADAPTED, PATCHED, Saved
 from .rope import SCALINGS
-from .text import code, fence
+from .text import code, fence, one_line, plain
 
-ENGINES = ("linear", "dynamic", "yarn", "longrope", "llama3")
-"""Values of ``rope_type`` that vLLM and SGLang read."""
+FLAGS = ("linear", "yarn")
+"""Scalings that llama.cpp takes as flags."""
 
-GGUF = ("linear", "yarn")
-"""Scalings that llama.cpp takes as flags; a GGUF file itself names none, linear, yarn or longrope."""
+BASE = "# the same, for a copy of the base model that does not say it itself"
 
 OWN = (
     "vLLM, SGLang, TGI and other engines that bring their own attention, and llama.cpp with everything built on it "
@@ -25,7 +25,7 @@ STOPS = (
     "The `model_type` is `pe_retrofit`, so that they stop with an error instead of running the architecture without it."
 )
 WITH_CODE = "None of them was tried with the code that comes along."
-UNTRIED = "The flags are those of the engines' own documentation; they were not run with this model."
+UNTRIED = "This was read from the engines' sources and documentation; they were not run with this model."
 
 
 def serving(saved: Saved, repo: str) -> str:
@@ -55,23 +55,18 @@ def _needs(saved: Saved) -> str:
 
 def _plain(saved: Saved, repo: str) -> str:
     lines = ["- **transformers**: yes, without any plugin" + (_late(saved) or ".")]
-    kinds = rope_types(saved.rope)
-    if saved.head not in ("ForCausalLM", "LMHeadModel") or not kinds:
+    if saved.pipeline != "text-generation" or not saved.rope:
         lines.append("- **Everything else** that reads a plain checkpoint of this architecture: it is one. Not tried.")
         return "\n".join(lines)
-    known = all(kind in ENGINES or kind == "default" for kind in kinds)
-    single = kinds[0] if len(kinds) == 1 else ""
-    length = saved.reach or 0
-    if known:
-        lines += [
-            "- **vLLM** and **SGLang**: yes; `config.json` says it all.",
-            "",
-            _engines(saved, repo, single, length),
-        ]
-    else:
-        lines.append(f"- **vLLM**, **SGLang**: not known to read `rope_type` {', '.join(map(code, kinds))}.")
-    lines += ["", _llama_cpp(saved, single, kinds, length), "", UNTRIED]
-    return "\n".join(lines)
+    config, commands = _config(saved), _commands(saved, repo)
+    for name in ("vllm", "sglang", "llamacpp"):
+        title, problems = TARGETS[name].title, refusals(name, config)
+        if problems:
+            lines.append(f"- **{title}**: no; {plain('; '.join(problems), 600)}.")
+            continue
+        known = plain("; ".join(notes(name, config)), 600)
+        lines += [f"- **{title}**: yes{f', but {known}' if known else ''}.", "", fence(commands[name], "bash"), ""]
+    return "\n".join([*lines, UNTRIED]) if lines[-1] == "" else "\n".join([*lines, "", UNTRIED])
 
 
 def _late(saved: Saved) -> str:
@@ -84,65 +79,53 @@ def _late(saved: Saved) -> str:
     )
 
 
-def rope_types(rope: Mapping[str, Any]) -> list[str]:
-    """Every ``rope_type`` of a config, each once; words that are none of transformers' are left out."""
-    nested = [part for part in rope.values() if isinstance(part, dict)] or ([dict(rope)] if rope else [])
-    found = [str(part.get("rope_type", "default")) for part in nested]
-    return [kind for kind in dict.fromkeys(found) if kind in SCALINGS or kind == "default"]
+def _config(saved: Saved) -> dict[str, Any]:
+    """What :mod:`~pe_retrofit.hub.targets` looks at, without anything that could be more than a number."""
+    sets = {key: part for key, part in saved.rope.items() if isinstance(part, dict)}
+    rope = {key: _numbers(part, saved) for key, part in sets.items()} if sets else _numbers(saved.rope, saved)
+    config: dict[str, Any] = {"rope_parameters": rope, "architectures": [saved.architecture]}
+    return config if saved.reach is None else {**config, "max_position_embeddings": saved.reach}
 
 
-def _engines(saved: Saved, repo: str, single: str, length: int) -> str:
-    limit = f" --max-model-len {length}" if length else ""
-    context = f" --context-length {length}" if length else ""
-    lines = [f"vllm serve {repo}{limit}", f"python -m sglang.launch_server --model-path {repo}{context}"]
-    if single and single != "default":
-        rope = numbers_of(saved.rope)
-        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-        lines += [
-            "",
-            "# the same said on the command line, for a copy of the base model",
-            f"vllm serve BASE_MODEL --hf-overrides '{json.dumps({'rope_parameters': rope})}'{limit}",
-            "python -m sglang.launch_server --model-path BASE_MODEL "
-            f"--json-model-override-args '{json.dumps({'rope_scaling': scaling})}'{context}",
-        ]
-    return fence("\n".join(lines), "bash")
-
-
-def _llama_cpp(saved: Saved, single: str, kinds: list[str], length: int) -> str:
-    start = "- **llama.cpp** (GGUF)"
-    if single == "default":
-        return f"{start}: yes, after conversion; the base of the rotation is all that changed."
-    if single == "llama3":
-        return (
-            f"{start}: no flag and no GGUF scaling type; the converter writes such frequencies into the file for "
-            "architectures that were released with them. Check the converted file before use."
-        )
-    if single == "longrope":
-        return (
-            f"{start}: a GGUF file knows `longrope`, with its factors as tensors; there is no flag for them, and the "
-            "converter writes them for few architectures only. Check the converted file before use."
-        )
-    if single not in GGUF:
-        named = ", ".join(map(code, kinds))
-        return f"{start}: no. A GGUF file knows the scalings none, linear, yarn and longrope; not {named}."
-    rope = saved.rope
-    factor = rope.get("factor")
-    flags = f"llama-server -m MODEL.gguf -c {length} --rope-scaling {single} --rope-scale {factor:g}"
-    if single == "yarn":
-        flags += f" --yarn-orig-ctx {saved.trained}" if saved.trained else ""
-        for key, flag, usual in (("beta_fast", "--yarn-beta-fast", 32), ("beta_slow", "--yarn-beta-slow", 1)):
-            flags += f" {flag} {rope[key]:g}" if is_number(rope.get(key)) and rope[key] != usual else ""
-    own = single == "yarn" and is_number(rope.get("attention_factor"))
-    note = " Its `attention_factor` differs from YaRN's own, which these flags do not say." if own else ""
-    return f"{start}: yes.{note}\n\n{fence(flags, 'bash')}"
-
-
-def numbers_of(rope: Mapping[str, Any]) -> dict[str, Any]:
-    """Rope parameters without anything that could be more than a number, for a command line."""
+def _numbers(rope: Mapping[str, Any], saved: Saved) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in rope.items():
         numbers = isinstance(value, list) and all(map(is_number, value))
         if (is_number(value) or numbers) and str(key).isidentifier():
             found[key] = value
-    found["rope_type"] = rope_types(rope)[0]
-    return dict(sorted(found.items()))
+    if "attention_factor" in found and "original_max_position_embeddings" not in found and saved.trained:
+        found["original_max_position_embeddings"] = saved.trained
+    return {**dict(sorted(found.items())), "rope_type": one_line(rope.get("rope_type", "default"), 60)}
+
+
+def _commands(saved: Saved, repo: str) -> dict[str, str]:
+    """By engine: how this model is served, and how the same is said of a copy of the base model."""
+    rope, reach = _config(saved)["rope_parameters"], saved.reach
+    limits = {"vllm": "--max-model-len", "sglang": "--context-length", "llamacpp": "-c"}
+    limit = {name: f" {flag} {reach}" if reach else "" for name, flag in limits.items()}
+    vllm, sglang = "vllm serve", "python -m sglang.launch_server --model-path"
+    found = {
+        "vllm": f"{vllm} {repo}{limit['vllm']}",
+        "sglang": f"{sglang} {repo}{limit['sglang']}",
+        "llamacpp": f"llama-server -m MODEL.gguf{limit['llamacpp']}",
+    }
+    kind = rope.get("rope_type")
+    if kind not in SCALINGS:
+        return found
+    scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+    vllm_json, sglang_json = json.dumps({"rope_parameters": rope}), json.dumps({"rope_scaling": scaling})
+    found["vllm"] += f"\n{BASE}\n{vllm} BASE_MODEL --hf-overrides '{vllm_json}'{limit['vllm']}"
+    found["sglang"] += f"\n{BASE}\n{sglang} BASE_MODEL --json-model-override-args '{sglang_json}'{limit['sglang']}"
+    if kind in FLAGS:
+        found["llamacpp"] += f"\n{BASE}\n{found['llamacpp']}{_llama_cpp(saved, rope)}"
+    return found
+
+
+def _llama_cpp(saved: Saved, rope: Mapping[str, Any]) -> str:
+    flags = f" --rope-scaling {rope['rope_type']} --rope-scale {rope['factor']:g}"
+    if rope["rope_type"] == "linear":
+        return flags
+    flags += f" --yarn-orig-ctx {saved.trained}" if saved.trained else ""
+    for key, flag, usual in (("beta_fast", "--yarn-beta-fast", 32), ("beta_slow", "--yarn-beta-slow", 1)):
+        flags += f" {flag} {rope[key]:g}" if rope.get(key, usual) != usual else ""
+    return flags
