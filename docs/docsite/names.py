@@ -72,7 +72,7 @@ def _documented(value: Any) -> bool:
 
 def _plain(value: Any) -> str:
     if isinstance(value, (tuple, list)):
-        return "A sequence: " + ", ".join(f"`{_word(one)}`" for one in value) + "."
+        return "A sequence: " + ", ".join(dict.fromkeys(f"`{_word(one)}`" for one in value)) + "."
     if isinstance(value, dict):
         return "A mapping: " + ", ".join(f"`{key}`" for key in value) + "."
     shown = repr(value) if isinstance(value, (str, int, float)) else re.sub(r"[\w.]+[.]", "", str(value))
@@ -112,7 +112,8 @@ def _signature(name: str, value: Any) -> str:
         if one.kind is one.KEYWORD_ONLY and one.VAR_POSITIONAL not in kinds[:at] and one.KEYWORD_ONLY not in kinds[:at]:
             parts.append("*")
         parts.append(_tidy(str(one)))
-    returns = "" if found.return_annotation is inspect.Signature.empty else f" -> {_type(found.return_annotation)}"
+    silent = isinstance(value, type) or found.return_annotation is inspect.Signature.empty
+    returns = "" if silent else f" -> {_type(found.return_annotation)}"
     line = f"{name}({', '.join(parts)}){returns}"
     if len(line) <= 100:
         return line

@@ -6,7 +6,7 @@ import re
 from textwrap import dedent
 
 _ROLE = re.compile(
-    r":(?:class|func|meth|mod|data|attr):`~?(?:[\w.]+\.)?(\w+)(?:\s*<[^>]*>)?`|:\w+:`([^`<]+?)\s*<[^>]+>`"
+    r":(?:class|func|meth|mod|data|attr):`~?(?:[\w.]*\.)?(\w+)(?:\s*<[^>]*>)?`|:\w+:`([^`<]+?)\s*<[^>]+>`"
 )
 _ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
 _SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Yields")
@@ -39,7 +39,7 @@ def inline(text: str) -> str:
     text = _ROLE.sub(lambda m: f"`{m[1] or m[2]}`", " ".join(text.split())).replace("``", "`")
     pieces = text.split("`")
     for at in range(0, len(pieces), 2):
-        plain = re.sub(r"([*_<\[\]|])", r"\\\1", pieces[at])
+        plain = re.sub(r"([*_\[\]|])", r"\\\1", pieces[at]).replace("<", "&lt;")
         pieces[at] = _ARXIV.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", plain)
     return "`".join(pieces)
 
