@@ -20,7 +20,7 @@ VERSION_TESTS ?= tests/test_oracles*.py tests/test_kernels*.py tests/test_positi
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo extension test format lint types bench versions clean
+.PHONY: help install demo extension test format lint types docs bench versions clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -32,7 +32,7 @@ install: $(VENV)/.models ## make the environment: pinned torch first, then the p
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -c constraints.txt torch
-	$(PIP) -c constraints.txt -e '.[train,eval,dev]'
+	$(PIP) -c constraints.txt -e '.[train,eval,docs,dev]'
 	touch $@
 
 $(VENV)/.models: $(VENV)/.installed
@@ -49,16 +49,19 @@ test: $(VENV)/.models ## run the whole suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 format: $(VENV)/.installed ## format and fix what can be fixed
-	$(BIN)/ruff check --fix pe_retrofit tests
-	$(BIN)/ruff format pe_retrofit tests
+	$(BIN)/ruff check --fix pe_retrofit tests docs
+	$(BIN)/ruff format pe_retrofit tests docs
 
 lint: $(VENV)/.installed ## style, formatting and the direction of imports
-	$(BIN)/ruff check pe_retrofit tests
-	$(BIN)/ruff format --check pe_retrofit tests
+	$(BIN)/ruff check pe_retrofit tests docs
+	$(BIN)/ruff format --check pe_retrofit tests docs
 	$(BIN)/lint-imports
 
 types: $(VENV)/.installed ## check the types
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed ## build the documentation site: out/site
+	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/mkdocs build --strict --site-dir $(OUT)/site
 
 bench: $(VENV)/.models ## speed and memory against the unpatched model, in out/bench
 	$(BIN)/pe-retrofit bench --out $(OUT)/bench

@@ -66,17 +66,27 @@ from .sites import (
     ScoreEncoding,
 )
 from .status import PatchInfo, Status, status
+from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .evaluation import evaluate_model, inspect_model
+    from .hub import load_adapter, merge_adapter, publish, push_folder, save_adapter, save_model
     from .retrofit import calibrate
-
-__version__ = "0.1.0"
 
 _register_attention()
 _register_hub()
 
-_LATER = {"calibrate": "retrofit", "evaluate_model": "evaluation", "inspect_model": "evaluation"}
+_LATER = {
+    "calibrate": "retrofit",
+    "evaluate_model": "evaluation",
+    "inspect_model": "evaluation",
+    "load_adapter": "hub",
+    "merge_adapter": "hub",
+    "publish": "hub",
+    "push_folder": "hub",
+    "save_adapter": "hub",
+    "save_model": "hub",
+}
 """Names that are imported when they are first used, because few uses need them."""
 
 
@@ -147,9 +157,15 @@ __all__ = [
     "get_encoding",
     "inspect_model",
     "list_encodings",
+    "load_adapter",
+    "merge_adapter",
     "original",
     "patch_model",
+    "publish",
+    "push_folder",
     "register_encoding",
+    "save_adapter",
+    "save_model",
     "set_strength",
     "status",
     "strength_of",

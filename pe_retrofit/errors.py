@@ -26,3 +26,7 @@ class UnknownEncodingError(KeyError, ValueError):
 
 class TrainingError(ValueError):
     """Training cannot go on: a loss that is no number, a full disk. The message names the last whole checkpoint."""
+
+
+class SavedDiffersError(UnsupportedError):
+    """What was saved gives other logits than the model in memory. Nothing was kept."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import tempfile
@@ -46,15 +47,35 @@ def _settle(work: Path) -> None:
 
 
 def _swap(work: Path, target: Path) -> None:
-    """Rename ``work`` to ``target``; what was there is deleted only after that worked."""
+    """Put ``work`` in the place of ``target`` in one step, then delete what was there.
+
+    A kill at any moment leaves the old folder or the new one under the name: Linux and macOS can exchange two names.
+    Where a file system cannot, two renames follow each other, and a kill just between them leaves the old folder beside
+    the name, as ``.NAME.*.old``.
+    """
     if not target.exists():
         work.rename(target)
-        return
-    old = work.with_suffix(".old")
-    target.rename(old)
-    try:
-        work.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    elif _exchange(work, target):
+        shutil.rmtree(work, ignore_errors=True)
+    else:
+        old = work.with_suffix(".old")
+        target.rename(old)
+        try:
+            work.rename(target)
+        except BaseException:
+            old.rename(target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change places; False where the system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    swap = 2  # RENAME_EXCHANGE on Linux, RENAME_SWAP on macOS
+    names = os.fsencode(one), os.fsencode(other)
+    if hasattr(libc, "renameat2"):
+        here = -100  # AT_FDCWD
+        return bool(libc.renameat2(here, names[0], here, names[1], swap) == 0)
+    if hasattr(libc, "renamex_np"):
+        return bool(libc.renamex_np(*names, swap) == 0)
+    return False

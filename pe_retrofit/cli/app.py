@@ -23,6 +23,10 @@ VERBS = (
     "inspect",
     "train",
     "recipes",
+    "merge",
+    "export",
+    "card",
+    "push",
     "bench",
     "demo",
 )

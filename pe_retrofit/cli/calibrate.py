@@ -57,8 +57,8 @@ def run(
 ) -> None:
     """Load, calibrate, save, load again, compare."""
     from ..errors import ConfigError
+    from ..hub.saving import save_model
     from ..loading import find_source, load_model, load_tokenizer
-    from ..pipeline.saving import save_model
     from ..retrofit import CalibrateOptions
     from ..retrofit.calibration.starts import CALIBRATED, compare_starts, measure_start
     from ..retrofit.windows import draw_windows
@@ -85,7 +85,7 @@ def run(
     with clean_stdout(as_json), progress_bar() as report:
         report(f"loading {source.name}", 0.0, 0.0)
         content = source_text(text)
-        loaded, auto = load_model(source, dtype)
+        loaded, _ = load_model(source, dtype)
         tokenizer, reason = load_tokenizer(source)
         if tokenizer is None:
             raise ConfigError(f"{model!r} has no tokenizer, which the text needs: {reason}")
@@ -112,7 +112,7 @@ def run(
             row, done = measure_start(loaded, name, specs[0][1], ids, wanted, layers=chosen, report=report)
             report("saving", 0.0, 0.0)
             assert target is not None
-            saved = save_model(loaded, tokenizer, target, "merged", auto, trust_remote_code)
+            saved = save_model(loaded, target, tokenizer, trust_remote_code=trust_remote_code)
             found |= {**done.to_dict(), "perplexity": row.to_dict(), **saved, "out": str(out)}
             _write(found, target)
     if as_json:

@@ -47,6 +47,9 @@ def run(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that the model brings along.")
     ] = False,
+    code: Annotated[
+        bool, typer.Option("--code/--no-code", help="Put the code beside it, for loading without pe_retrofit.")
+    ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
@@ -56,7 +59,7 @@ def run(
     from ..loading import find_source
     from ..specs import read_layers, read_spec
     from .common import clean_stdout, print_json
-    from .folder import check_target, written_whole
+    from .folder import check_target
 
     spec, _ = read_spec(name, options or [])
     if native and "native" not in spec:
@@ -65,8 +68,8 @@ def run(
     source = find_source(model, gguf_file, trust_remote_code)
     target = check_target(out, overwrite, source.folder)
     console = Console(stderr=True)
-    with clean_stdout(as_json), console.status("starting") as line, written_whole(target) as work:
-        report = patch_and_save(source, spec, chosen, dtype, work, line.update)
+    with clean_stdout(as_json), console.status("starting") as line:
+        report = patch_and_save(source, spec, chosen, dtype, target, line.update, code=code)
     report["out"] = str(out)
     if as_json:
         print_json(report)
@@ -74,8 +77,10 @@ def run(
         print_words(report)
 
 
-def patch_and_save(source: Any, spec: list[Any], layers: Any, dtype: str, work: Path, tell: Any) -> dict[str, Any]:
-    """Everything between reading and the final rename.
+def patch_and_save(
+    source: Any, spec: list[Any], layers: Any, dtype: str, target: Path, tell: Any, *, code: bool = True
+) -> dict[str, Any]:
+    """Load, patch, save whole, load again, compare.
 
     Returns:
         What was done, in JSON values.
@@ -84,10 +89,10 @@ def patch_and_save(source: Any, spec: list[Any], layers: Any, dtype: str, work: 
         ConfigError, UnsupportedError: the model cannot be loaded or patched.
         CommandError: it cannot be written, or the saved model differs from the patched one.
     """
-    import torch
-    from safetensors import SafetensorError
     from transformers.utils import logging
 
+    from ..errors import SavedDiffersError
+    from ..hub.saving import context_length, save_model
     from ..loading import load_model, load_tokenizer
     from ..patching import patch_model
     from ..status import status
@@ -104,26 +109,14 @@ def patch_and_save(source: Any, spec: list[Any], layers: Any, dtype: str, work: 
     after = context_length(model)
     if tokenizer is not None and after > before:
         tokenizer.model_max_length = after
-    tell("saving")
+    tell("saving, and loading what was saved")
     try:
-        model.save_pretrained(work)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(work)
-    except (OSError, SafetensorError) as error:  # a full disk reaches us as either
-        raise CommandError(f"The model cannot be written: {error}. Nothing was changed.") from error
-    tell("loading what was saved")
-    ids = probe_tokens(model)
-    with torch.no_grad():
-        expected = first_output(model, ids)
-    trust = {k: v for k, v in source.kwargs.items() if k == "trust_remote_code"}
-    again = auto.from_pretrained(work, dtype=model.dtype, **trust).eval()
-    with torch.no_grad():
-        difference = (first_output(again, ids) - expected).abs().max().item()
-    if not difference <= 1e-5 * expected.abs().max().item():
-        raise CommandError(
-            f"The saved model gives other logits than the patched one (largest difference {difference:.3g}), so "
-            "nothing was kept. Please report this with the model's name."
-        )
+        trust = bool(source.kwargs.get("trust_remote_code"))
+        saved = save_model(model, target, tokenizer, code=code, trust_remote_code=trust)
+    except OSError as error:
+        raise CommandError(f"{error}. Nothing was changed.") from error
+    except SavedDiffersError as error:
+        raise CommandError(str(error)) from error
     return {
         "model": source.name,
         "auto_class": auto.__name__,
@@ -132,43 +125,22 @@ def patch_and_save(source: Any, spec: list[Any], layers: Any, dtype: str, work: 
         "summary": str(state),
         "context_length": {"before": before, "after": after},
         "tokenizer": "saved" if tokenizer is not None else f"none: {no_tokenizer}",
-        "reload_difference": difference,
+        "reload_difference": saved["reload_difference"],
+        "code": saved["code"],
         "plain": all(patch.native for patch in state.patches),
-        "needs": needs(state, auto.__name__),
+        "needs": needs(state, auto.__name__, code=bool(saved["code"])),
     }
 
 
-def context_length(model: Any) -> int:
-    """Tokens the config says the model is meant for."""
-    from ..patchers.family import find_host
-
-    host = find_host(model)
-    return int(host.config.max_position_embeddings) - (host.reserved_rows if host.table is not None else 0)
-
-
-def probe_tokens(model: Any, count: int = 24) -> Any:
-    """Random ids ``[1, count]`` that no model takes for padding."""
-    import torch
-
-    size = model.get_input_embeddings().weight.shape[0]
-    count = min(count, context_length(model))
-    return torch.randint(min(3, size - 1), size, (1, count), generator=torch.Generator().manual_seed(0))
-
-
-def first_output(model: Any, ids: Any) -> Any:
-    """Logits, or whatever comes first, in float32."""
-    import torch
-
-    output = model(input_ids=ids.to(model.device), attention_mask=torch.ones_like(ids).to(model.device))
-    return output[0].float().cpu()
-
-
-def needs(state: Any, auto: str) -> str:
+def needs(state: Any, auto: str, *, code: bool = False) -> str:
     """What loading the folder takes, in words."""
     from ..registry import NATIVE, get_encoding
 
     if not all(patch.native for patch in state.patches):
-        return f"import pe_retrofit before {auto}.from_pretrained; without it, loading fails with an error"
+        other = (
+            "trust_remote_code=True where it is not installed" if code else "without it, loading fails with an error"
+        )
+        return f"import pe_retrofit before {auto}.from_pretrained; {other}"
     names = [entry["name"] for patch in state.patches for entry in patch.options if entry["name"] not in NATIVE]
     late = [name for name in names if getattr(get_encoding(name), "length_dependent", False)]
     if late:

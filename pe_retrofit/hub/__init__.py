@@ -1,5 +1,49 @@
-"""Save and load patched models through transformers' own ``save_pretrained`` and ``from_pretrained``."""
+"""Save, load and publish patched models, with transformers' own ``from_pretrained`` on the other side."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from .registering import register
 
-__all__ = ["register"]
+if TYPE_CHECKING:
+    from .adapter_loading import load_adapter
+    from .adapters import save_adapter
+    from .card import make_card, write_card
+    from .merging import merge_adapter
+    from .native import export_native
+    from .publishing import publish
+    from .pushing import push_folder
+    from .saving import save_model
+
+_LATER = {
+    "export_native": "native",
+    "load_adapter": "adapter_loading",
+    "make_card": "card",
+    "merge_adapter": "merging",
+    "publish": "publishing",
+    "push_folder": "pushing",
+    "save_adapter": "adapters",
+    "save_model": "saving",
+    "write_card": "card",
+}
+"""Names that are imported when they are first used."""
+
+
+def __getattr__(name: str) -> object:
+    if name in _LATER:
+        return getattr(import_module(f".{_LATER[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = [
+    "export_native",
+    "load_adapter",
+    "make_card",
+    "merge_adapter",
+    "publish",
+    "push_folder",
+    "register",
+    "save_adapter",
+    "save_model",
+    "write_card",
+]

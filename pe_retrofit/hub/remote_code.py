@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import ConfigError, UnsupportedError
 from ..marking import BLOCK, MODEL_TYPE, MarkedConfig
 from ..registry import NATIVE, get_encoding
+from ..version import __version__
 from .bundling import bundle
 from .registering import auto_classes
 
@@ -121,8 +122,6 @@ def _lines(lines: Iterable[str]) -> str:
 
 
 def _head(config: Any) -> str:
-    from .. import __version__
-
     names = ", ".join(encodings_of(config))
     return f'''"""{type(config).host_class.model_type} with another positional encoding: {names}.
 

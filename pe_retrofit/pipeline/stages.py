@@ -11,13 +11,13 @@ import torch
 
 from ..errors import ConfigError, UnsupportedError
 from ..evaluation.distributed import Processes
+from ..hub.saving import save_model
 from ..patching import patch_model
 from ..progress import Report
 from ..retrofit.calibration.options import USUAL
 from ..sources import load_text
 from ..status import status
 from ..texts import Text
-from .saving import save_model
 from .schema import Recipe
 from .store import CHECKPOINTS, EVALUATE, Store, write_whole
 from .workshop import STOCK, Workshop
@@ -174,11 +174,10 @@ class Steps:
             model = self.workshop.get(stages[-1] if stages else STOCK)
             result = save_model(
                 model,
-                self.workshop.load_tokenizer(),
                 self.store.folder / options.folder,
-                options.form,
-                self.workshop.auto,
-                self.recipe["model"].trust_remote_code,
+                self.workshop.load_tokenizer(),
+                form=options.form if hasattr(model, "peft_config") else None,
+                trust_remote_code=self.recipe["model"].trust_remote_code,
             )
             self.workshop.drop()  # merging leaves it as no stage does
         self.who.wait()
