@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -38,9 +39,9 @@ def test_the_new_folder_takes_the_place_of_the_old(
 
 def test_after_an_error_nothing_has_changed(tmp_path: Path) -> None:
     write(tmp_path / "m", "old")
-    with pytest.raises(RuntimeError), written_whole(tmp_path / "m") as work:
-        (work / "0.txt").write_text("new")
-        raise RuntimeError
+    broken = contextlib.ExitStack()
+    (broken.enter_context(written_whole(tmp_path / "m")) / "0.txt").write_text("new")
+    assert not broken.__exit__(RuntimeError, RuntimeError("in between"), None)
     assert set(contents(tmp_path / "m").values()) == {"old"}
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 

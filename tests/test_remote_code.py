@@ -25,16 +25,12 @@ WORKER = Path(__file__).with_name("worker_remote.py")
 FAMILIES = {"llama": "AutoModelForCausalLM", "gpt_neox": "AutoModelForCausalLM", "bert": "AutoModelForMaskedLM"}
 
 
-def run_without(arguments: list[str], tmp_path: Path) -> subprocess.CompletedProcess[str]:
+def run_without(
+    arguments: list[str], tmp_path: Path, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Python without the path files of its environment, so without this package, which is installed by one."""
-    site = sysconfig.get_paths()["purelib"]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": site,
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(tmp_path / "home"),
-        "OMP_NUM_THREADS": "1",
-    }
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    environment = {**(environment or offline), "PYTHONPATH": sysconfig.get_paths()["purelib"]}
     return subprocess.run(
         [sys.executable, "-S", *arguments],
         capture_output=True,
@@ -214,7 +210,7 @@ def test_an_encoding_of_somebody_else_is_not_sent_along(tmp_path: Path) -> None:
         Config = NearConfig
         info = EncodingInfo(title="near", formula="b = -|i - j|", paper="none")
 
-        def bias(self, distance: torch.Tensor) -> torch.Tensor:
+        def bias(self, distance: torch.Tensor, *, causal: bool) -> torch.Tensor:
             return -distance.abs().float().expand(self.host.num_heads, *distance.shape)
 
     model = tiny.llama()

@@ -19,6 +19,9 @@ from .scoping import Edit, Target, rewrite
 ROOT = Path(__file__).resolve().parents[1]
 """The package's folder."""
 
+_REWRITTEN: dict[tuple[str, str, tuple[Edit, ...]], str] = {}
+"""Texts by module, what its names became, and the edits: most are the same for every checkpoint."""
+
 
 @dataclass
 class Module:
@@ -238,7 +241,10 @@ def _body(
     def lazily(statement: ast.ImportFrom) -> dict[str, Target]:
         return {key: _resolve(pair, modules, names) for key, pair in relative_names(module, statement).items()}
 
-    return rewrite(module.text, module.tree, mapping, lazily, edits)
+    key = (module.name, repr(sorted(mapping.items())), tuple(edits))
+    if key not in _REWRITTEN:
+        _REWRITTEN[key] = rewrite(module.text, module.tree, mapping, lazily, edits)
+    return _REWRITTEN[key]
 
 
 def _imports(statements: set[str]) -> list[str]:

@@ -16,6 +16,7 @@ from ..installing.saved import apply_saved
 from ..marking import BLOCK, ORIGINAL
 from ..patchers.family import find_host
 from .configuration import check_block
+from .offloading import keep_positions
 from .weights import check_weights
 
 
@@ -68,6 +69,7 @@ class MarkedModel:
             check_weights(cls, name, kwargs)
         model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)  # type: ignore[misc]
         _check_loaded(model, info)
+        keep_positions(model)
         return (model, info) if output_loading_info else model
 
 

@@ -38,8 +38,8 @@ def save_model(
         model: in evaluation mode.
         folder: replaced as a whole.
         tokenizer: saved beside it, if given.
-        form: ``merged`` folds an adapter into the weights, which ``model`` then has; ``adapter`` saves the adapter alone,
-            with its position parameters. By default an adapter is saved as one, anything else whole.
+        form: ``merged`` folds an adapter into the weights, which ``model`` then has; ``adapter`` saves the adapter
+            alone, with its position parameters. By default an adapter is saved as one, anything else whole.
         code: put the code beside a model that plain transformers cannot load, for ``trust_remote_code=True`` where
             pe_retrofit is not installed.
         trust_remote_code: the model brings code of its own, which loading it again runs.
@@ -91,7 +91,8 @@ def _settle_form(model: Any, form: str | None) -> bool:
         raise UnsupportedError(f"form={form!r} must be one of {', '.join(map(repr, FORMS))}, or None.")
     if form == "adapter" and not adapted:
         raise UnsupportedError(
-            f"form='adapter' saves the adapter of a model that peft wraps, and {type(model).__name__} has none. Leave form out."
+            f"form='adapter' saves the adapter of a model that peft wraps, and {type(model).__name__} has none. Leave "
+            "form out."
         )
     return adapted and form != "merged"
 
@@ -103,19 +104,14 @@ def auto_class(model: Any) -> Any:
         UnsupportedError: none does.
     """
     host = getattr(type(model.config), "host_class", type(model.config))
-    found = [
-        auto for auto, cls in auto_classes(host).items() if isinstance(model, cls) and _same_kind(type(model), cls)
-    ]
+    name = type(model).__name__  # a marked class has its host's
+    found = [auto for auto, cls in auto_classes(host).items() if isinstance(model, cls) and cls.__name__ == name]
     if not found:
         raise UnsupportedError(
             f"No Auto class of transformers loads {type(model).__name__}, so it could not be loaded after saving. Use "
             "its save_pretrained."
         )
     return found[0]
-
-
-def _same_kind(own: type[Any], cls: type[Any]) -> bool:
-    return own.__name__ == cls.__name__
 
 
 def _compare(model: Any, work: Path, trust: bool) -> float:

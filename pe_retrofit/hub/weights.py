@@ -47,8 +47,8 @@ def check_weights(model_class: type[Any], name: Any, kwargs: dict[str, Any]) -> 
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0) or 0
     if layers > len(held):
         raise ConfigError(
-            f"config.json describes num_hidden_layers={layers}, and the files of {str(name)!r} hold {len(held)} tensors. "
-            "The config is not the one they were saved with; nothing was allocated."
+            f"config.json describes num_hidden_layers={layers}, and the files of {str(name)!r} hold {len(held)} "
+            "tensors. The config is not the one they were saved with; nothing was allocated."
         )
     with torch.device("meta"):
         expected = {key: tuple(p.shape) for key, p in model_class(copy.deepcopy(config)).named_parameters()}
