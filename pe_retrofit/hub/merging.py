@@ -33,8 +33,8 @@ def merge_adapter(
         adapter: folder, or id of a repository on the Hub.
         out: folder, replaced as a whole.
         base: hub id, folder or GGUF file of the base model; by default the one that the adapter names.
-        dtype: ``auto`` (as the base is stored), ``float32``, ``bfloat16`` or ``float16``; the merged weights are rounded
-            to it.
+        dtype: ``auto`` (as the base is stored), ``float32``, ``bfloat16`` or ``float16``; merged weights are rounded to
+            it.
         revision: of the adapter on the Hub.
         trust_remote_code: run code that the base model brings along.
         code: see :func:`~pe_retrofit.hub.save_model`.

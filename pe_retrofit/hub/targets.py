@@ -5,7 +5,8 @@ last is what :func:`refusals` is about.
 
 Sources: transformers 5 ``modeling_rope_utils.py``; llama.cpp ``conversion/base.py`` (``set_gguf_parameters``),
 ``conversion/llama.py``, ``conversion/phi.py``, ``conversion/gptneox.py`` and ``src/llama-context.cpp``, as in the sdist
-of llama-cpp-python 0.3.36, converted and read back; vLLM ``model_executor/layers/rotary_embedding/__init__.py``,
+of llama-cpp-python 0.3.36: tiny Llamas were converted, read back, and (default, ntk, linear, yarn, llama3) run by
+node-llama-cpp 3.21.1 with transformers' next tokens; vLLM ``model_executor/layers/rotary_embedding/__init__.py``,
 ``yarn_scaling_rope.py``, ``phi3_long_rope_scaled_rope.py`` and ``dynamic_ntk_scaling_rope.py``, and SGLang
 ``srt/layers/rotary_embedding/factory.py``, as of 2026, read and not run.
 """
@@ -78,7 +79,11 @@ TARGETS = {
     "llamacpp": Target(
         "llama.cpp",
         _LLAMA,
-        ignores={"dynamic": _DROPPED, "proportional": _DROPPED, "longrope": _DROPPED},
+        ignores={
+            "dynamic": _DROPPED,
+            "proportional": _DROPPED,
+            "longrope": "its converter writes the type without the factors, so the file would run unscaled",
+        },
         notes={"llama3": "it becomes a tensor rope_freqs, not a key of the file"},
         architectures={
             **dict.fromkeys(
