@@ -300,6 +300,11 @@ def test_overrides_reach_every_notation() -> None:
     assert raw["evaluate"] == {"lengths": [512]}, "the file's values are left alone"
 
 
+def test_none_is_a_word_where_an_option_knows_it_and_no_value_elsewhere() -> None:
+    words = ["evaluate.against=none", "lora.quantize=none", "finetune.report_to=none", "finetune.shifted_group=none"]
+    assert list(read_overrides(words).values()) == ["none", "none", "none", None]
+
+
 @pytest.mark.parametrize("item", ["patch", "=1", ".a=1", "a..b=1", "a.=1", "patch.factor=" + "[" * 5000])
 def test_malformed_overrides_are_refused(item: str) -> None:
     with pytest.raises(ConfigError):

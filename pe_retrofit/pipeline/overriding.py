@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
 from ..specs import read_value
+from .schema import SECTIONS, options_of
 
 
 def read_overrides(items: Sequence[str]) -> dict[str, Any]:
@@ -27,8 +29,20 @@ def read_overrides(items: Sequence[str]) -> dict[str, Any]:
             )
         if key in found:
             raise ConfigError(f"{key!r} is given twice; give it once.")
-        found[key] = _value(text.strip(), item)
+        word = text.strip()
+        found[key] = word if _takes_word(key, word) else _value(word, item)
     return found
+
+
+def _takes_word(key: str, word: str) -> bool:
+    """Whether ``none`` is one of an option's words, such as ``evaluate.against=none``, and not the absence of a value."""
+    section, _, option = key.partition(".")
+    if word != "none" or section not in SECTIONS:
+        return False
+    known = options_of(section)
+    fields = dataclasses.fields(known) if dataclasses.is_dataclass(known) else ()
+    check = next((f.metadata.get("check") for f in fields if f.name == option), None)
+    return check is not None and check(word) is None
 
 
 def _value(text: str, item: str) -> Any:
