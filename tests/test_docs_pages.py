@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from pe_retrofit import LearnedConfig, patch_model, unpatch_model
+from pe_retrofit.hub import targets
 from pe_retrofit.patchers import family
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +36,16 @@ def run(page: str) -> dict[str, Any]:
 def test_the_quick_start_runs() -> None:
     assert len(code_of("quick_start.md")) == 5
     run("quick_start.md")
+
+
+def test_the_page_on_publishing_saves_and_loads() -> None:
+    (saving,) = [block for block in code_of("publishing.md") if "save_model" in block]
+    exec(compile(saving, "docs/publishing.md", "exec", dont_inherit=True), {"__name__": "code_of_publishing"})
+
+
+def test_the_page_on_publishing_has_the_table_of_tools() -> None:
+    page = (ROOT / "docs" / "publishing.md").read_text(encoding="utf-8")
+    assert targets.markdown() == page.partition(targets.BEGIN)[2].partition(targets.END)[0].strip()
 
 
 def test_the_page_on_families_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -173,3 +173,23 @@ def _own_factor(rope: Mapping[str, Any], config: Mapping[str, Any]) -> str | Non
     if abs(own - usual) <= 1e-6:
         return None
     return f"attention_factor {own:g} is not read; it would use {usual:.6g}"
+
+
+BEGIN, END = "<!-- targets: generated -->", "<!-- targets: end -->"
+
+
+def markdown() -> str:
+    """What becomes of each ``rope_type`` in each tool, as a Markdown table without the markers."""
+    kinds = ("linear", "yarn", "llama3", "longrope", "dynamic", "proportional")
+    rows = [["`rope_type`", *(t.title for t in TARGETS.values())], ["---"] * (1 + len(TARGETS))]
+    for kind in kinds:
+        rows.append([f"`{kind}`", *(_said(target, kind) for target in TARGETS.values())])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _said(target: Target, kind: str) -> str:
+    if kind in target.ignores:
+        return f"no: {target.ignores[kind]}"
+    if kind not in target.runs:
+        return "refuses it"
+    return f"yes; {target.notes[kind]}" if kind in target.notes else "yes"
