@@ -103,6 +103,11 @@ def test_an_adapter_alone_is_pulled_onto_its_base(hub: HubServer, tmp_path: Path
     torch.save(ids, tmp_path / "ids.pt")
     wanted = logits(wrapped, ids)
     publish(wrapped, None, "alice/adapter")
+    wrapped.peft_config["default"].base_model_name_or_path = str(tmp_path / "plain")
+    with pytest.raises(ConfigError, match=r"names the base model by a path.*base_model="):
+        publish(wrapped, None, "alice/adapter")
+    publish(wrapped, None, "alice/adapter", base_model="alice/base")
+    assert str(tmp_path) not in hub.repos["alice/adapter"].files()["adapter_config.json"].decode()
     assert "adapter_model.safetensors" in hub.repos["alice/adapter"].files()
     assert "model.safetensors" not in hub.repos["alice/adapter"].files()
     code = (

@@ -193,6 +193,7 @@ def _incomplete(root: Path, files: set[str]) -> list[str]:
     if not configs:
         return ["The folder holds neither config.json nor adapter_config.json: it is no saved model and no adapter"]
     problems = [f"{name} is not a JSON object; save the model again" for name in configs if _json(root / name) is None]
+    problems += _local_base(root) if "adapter_config.json" in configs else []
     weights = [name for name in files if name.endswith(".safetensors") and "/" not in name]
     if not weights:
         problems.append("The folder holds no safetensors file; save the model with save_pretrained")
@@ -212,3 +213,16 @@ def _json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _local_base(root: Path) -> list[str]:
+    """An adapter that names its base by a folder of this machine helps nobody else, and tells its path."""
+    base = (_json(root / "adapter_config.json") or {}).get("base_model_name_or_path")
+    if not isinstance(base, str) or not (
+        Path(base).is_absolute() or base.startswith((".", "~")) or Path(base).exists()
+    ):
+        return []
+    return [
+        f"adapter_config.json names the base model by a path (base_model_name_or_path={Path(base).name!r}), which "
+        "others do not have; write the base's id on the Hub there, or publish with base_model='namespace/name'"
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ def publish(
     dry_run: bool = False,
     report: Report | None = None,
 ) -> Pushed:
-    """Publish a model, patched or not, perhaps wrapped by peft, with a card.
+    """Publish a patched model, perhaps wrapped by peft, with a card.
 
     It is saved to a temporary folder, loaded again and compared, and pushed in one commit.
 
@@ -48,7 +49,9 @@ def publish(
             :func:`~pe_retrofit.hub.push_folder`.
         results: ``results.json`` of ``pe-retrofit eval``, or its folder: a table and pictures in the card.
         recipe: the file that made the model; in the card word for word.
-        base_model, license, datasets, language: metadata of the card; by default what the files say.
+        base_model: id of the base on the Hub. An adapter that was trained on a base from a local folder needs it:
+            others load the base by that name.
+        license, datasets, language: metadata of the card; by default what the files say.
 
     Returns:
         What was sent, or with ``dry_run`` would be.
@@ -60,6 +63,8 @@ def publish(
     with tempfile.TemporaryDirectory(prefix="pe_retrofit_") as work:
         folder = Path(work) / (repo_id.rpartition("/")[2] or "model")
         save_model(model, folder, tokenizer, form=form, code=code)
+        if base_model is not None:
+            name_base(folder, base_model)
         write_card(
             folder,
             results=results,
@@ -82,3 +87,12 @@ def publish(
             dry_run=dry_run,
             report=report,
         )
+
+
+def name_base(folder: Path, base_model: str) -> None:
+    """Let an adapter name its base as others know it; nothing for a whole model."""
+    path = folder / "adapter_config.json"
+    if path.is_file():
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings["base_model_name_or_path"] = base_model
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")

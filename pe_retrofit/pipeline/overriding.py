@@ -35,7 +35,7 @@ def read_overrides(items: Sequence[str]) -> dict[str, Any]:
 
 
 def _takes_word(key: str, word: str) -> bool:
-    """Whether ``none`` is one of an option's words, such as ``evaluate.against=none``, and not the absence of a value."""
+    """Whether ``none`` is a word that an option knows (``evaluate.against=none``), and not the absence of a value."""
     section, _, option = key.partition(".")
     if word != "none" or section not in SECTIONS:
         return False
