@@ -241,10 +241,10 @@ def _body(
     def lazily(statement: ast.ImportFrom) -> dict[str, Target]:
         return {key: _resolve(pair, modules, names) for key, pair in relative_names(module, statement).items()}
 
-    key = (module.name, repr(sorted(mapping.items())), tuple(edits))
-    if key not in _REWRITTEN:
-        _REWRITTEN[key] = rewrite(module.text, module.tree, mapping, lazily, edits)
-    return _REWRITTEN[key]
+    like_this = (module.name, repr(sorted(mapping.items())), tuple(edits))
+    if like_this not in _REWRITTEN:
+        _REWRITTEN[like_this] = rewrite(module.text, module.tree, mapping, lazily, edits)
+    return _REWRITTEN[like_this]
 
 
 def _imports(statements: set[str]) -> list[str]:

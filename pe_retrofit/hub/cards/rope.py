@@ -54,8 +54,9 @@ def scalings(rope: Mapping[str, Any], raw: Mapping[str, Any]) -> list[tuple[Enco
         if name == "partial_rope" and "partial_rotary_factor" in part:
             values["p"] = part["partial_rotary_factor"]
         if name == "longrope" and "factor" not in values:  # Phi-3 leaves it to the two lengths
-            lengths = (raw.get("max_position_embeddings"), original_length(rope, raw, None))
-            values |= {"factor": lengths[0] / lengths[1]} if all(isinstance(n, int) and n > 0 for n in lengths) else {}
+            longest, trained = raw.get("max_position_embeddings"), original_length(rope, raw, None)
+            if isinstance(longest, int) and isinstance(trained, int) and min(longest, trained) > 0:
+                values["factor"] = longest / trained
         found.append((config_from_dict({"name": name, **values}), layers))
     return found
 
