@@ -49,12 +49,12 @@ test: $(VENV)/.models ## run the whole suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 format: $(VENV)/.installed ## format and fix what can be fixed
-	$(BIN)/ruff check --fix pe_retrofit tests docs/hooks.py docs/docsite
+	$(BIN)/ruff check --fix pe_retrofit tests notebooks docs/hooks.py docs/docsite
 	$(BIN)/ruff format pe_retrofit tests docs/hooks.py docs/docsite
 
 lint: $(VENV)/.installed ## style, formatting and the direction of imports
-	$(BIN)/ruff check pe_retrofit tests docs/hooks.py docs/docsite
-	$(BIN)/ruff format --check pe_retrofit tests docs/hooks.py docs/docsite
+	$(BIN)/ruff check pe_retrofit tests notebooks docs/hooks.py docs/docsite
+	$(BIN)/ruff format --check pe_retrofit tests notebooks docs/hooks.py docs/docsite
 	$(BIN)/lint-imports
 
 types: $(VENV)/.installed ## check the types

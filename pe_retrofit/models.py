@@ -55,6 +55,7 @@ def smollm2(dtype: torch.dtype = torch.bfloat16) -> tuple[Any, Any]:
     with quiet():
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    release_gguf(model)
     return model.eval(), tokenizer
 
 

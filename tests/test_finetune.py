@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import transformers
 from finetuning import LORA, OPTIONS, Data, Rows, patched, run, weights
 
 from pe_retrofit import patch_model
@@ -112,13 +113,21 @@ def test_gradient_checkpointing_changes_nothing(spec: Any, build: Any, tmp_path:
     assert not spared.model.is_gradient_checkpointing
 
 
+def test_what_is_returned_computes_in_its_own_precision(tmp_path: Path) -> None:
+    """accelerate leaves its autocast on a model, so that logits would differ from those after saving and loading."""
+    done = run(tmp_path / "run", short(precision="bf16"), lora=None)
+    done.model.save_pretrained(tmp_path / "model")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    ids = tiny.ids(2, 20)
+    with torch.no_grad():
+        assert torch.equal(done.model(input_ids=ids).logits, again(input_ids=ids).logits)
+
+
 @pytest.mark.parametrize("lora", [LORA, LoraOptions(r=2, norms=True, embeddings=True), None])
 def test_half_precision_weights_train_in_float32_and_stay_half(lora: Any, tmp_path: Path) -> None:
     model = tiny.llama().to(torch.bfloat16)
     patch_model(model, "t5")
     seen = set()
-
-    import transformers
 
     class Look(transformers.TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -169,6 +169,7 @@ def _train(
     finally:
         if arguments.gradient_checkpointing:
             model.gradient_checkpointing_disable()
+        _own_forward(model)
     return FineTuned(
         model.eval(),
         steps,
@@ -179,6 +180,17 @@ def _train(
         None if whole is None else whole.name,
         tuple(skipped),
     )
+
+
+def _own_forward(model: Any) -> None:
+    """Take accelerate's mixed precision off, which it leaves on: what is returned computes in its own dtype."""
+    original = model.__dict__.pop("_original_forward", None)
+    if original is None:
+        return
+    if getattr(original, "__func__", None) is type(model).forward:
+        model.__dict__.pop("forward", None)
+    else:
+        model.forward = original
 
 
 def _check(model: Any, counts: dict[str, int], options: FineTuneOptions, distill: DistillOptions | None) -> None:
