@@ -15,12 +15,22 @@ import tiny
 import torch
 import transformers as hf
 from matrix import Cell, cells, logits, randomise, tokens
+from test_saving import AUTO, fresh
 
 from pe_retrofit import BiasEncoding, EncodingConfig, UnsupportedError, list_encodings, patch_model, register_encoding
 from pe_retrofit.hub import save_model
 from pe_retrofit.hub.remote_code import FILE, code_for
 from pe_retrofit.marking import MODEL_TYPE
 
+HEADS = (
+    "LlamaModel",
+    "LlamaForSequenceClassification",
+    "LlamaForQuestionAnswering",
+    "GPTNeoXForSequenceClassification",
+    "BertModel",
+    "BertForTokenClassification",
+    "BertForMultipleChoice",
+)
 WORKER = Path(__file__).with_name("worker_remote.py")
 FAMILIES = {"llama": "AutoModelForCausalLM", "gpt_neox": "AutoModelForCausalLM", "bert": "AutoModelForMaskedLM"}
 
@@ -91,6 +101,24 @@ def test_every_encoding_gives_equal_logits_without_the_package(host: str, tmp_pa
     kernels = {f["attention"] for f in found if f["attention"] not in ("sdpa", "eager")}
     assert kernels
     assert all(name.startswith("pe_retrofit_") for name in kernels)  # of their own: the copies never mix
+
+
+@pytest.mark.slow
+def test_every_head_gives_equal_outputs_without_the_package(tmp_path: Path) -> None:
+    jobs = []
+    for class_name in HEADS:
+        model = fresh(class_name)
+        patch_model(model, "alibi")
+        ids = tiny.ids(1, 12)
+        ids = ids[:, None].repeat(1, 2, 1) if class_name.endswith("MultipleChoice") else ids
+        save_model(model, tmp_path / class_name)
+        torch.save(ids, tmp_path / class_name / "ids.pt")
+        with torch.no_grad():
+            torch.save(model(input_ids=ids)[0], tmp_path / class_name / "wanted.pt")
+        jobs.append({"folder": str(tmp_path / class_name), "auto": AUTO[class_name]})
+    found = jobs_done(jobs, tmp_path)
+    assert [f["class"] for f in found] == list(HEADS)
+    assert max(f["difference"] for f in found) <= 1e-6
 
 
 @pytest.fixture(scope="module")

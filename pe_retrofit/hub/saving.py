@@ -145,10 +145,13 @@ def probe_tokens(model: Any) -> Any:
 
 @torch.no_grad()
 def first_output(model: Any, ids: Any) -> Any:
-    """Logits, or whatever comes first, in float32."""
+    """Logits, or whatever comes first, in float32; a model for multiple choice gets the text as both of two choices."""
+    ids = ids.to(model.device)
+    if type(model).__name__.endswith("ForMultipleChoice"):
+        ids = ids[:, None].repeat(1, 2, 1)
     training = model.training
     try:
-        output = model.eval()(input_ids=ids.to(model.device), attention_mask=torch.ones_like(ids).to(model.device))
+        output = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
     finally:
         model.train(training)
     return output[0].float().cpu()
