@@ -38,3 +38,11 @@ def name_files(written: Sequence[Path]) -> str:
     files = [str(path) for path in written if path.suffix != ".png"]
     pictures = [path for path in written if path.suffix == ".png"]
     return ", ".join(files) + (f", {len(pictures)} pictures in {pictures[0].parent}" if pictures else "")
+
+
+def say(title: str, text: str, style: str = "dim") -> None:
+    """A line on stdout: a title, and what there is to say; never broken, so that paths can be copied."""
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(highlight=False).print(Text.assemble((f"{title:<11}", style), text), soft_wrap=True)

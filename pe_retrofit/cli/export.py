@@ -84,14 +84,9 @@ def print_words(report: dict[str, Any]) -> None:
     """For people."""
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     from ..hub.targets import TARGETS
-
-    console = Console(highlight=False)
-
-    def say(title: str, text: str) -> None:
-        console.print(Text.assemble((f"{title:<11}", "dim"), text), soft_wrap=True)
+    from .common import say
 
     say("Model", f"{report['model_type']} ({', '.join(report['architectures'])})")
     say("Rotation", str(report["rope_parameters"]))
@@ -103,5 +98,5 @@ def print_words(report: dict[str, Any]) -> None:
     for name, found in report["tools"].items():
         told = "; ".join([*found["ignores"], *found["notes"]])
         table.add_row(TARGETS[name].title, "no" if found["ignores"] else "yes", told)
-    console.print(table)
-    console.print(Text.assemble(("Written    ", "bold"), report["out"]), soft_wrap=True)
+    Console(highlight=False).print(table)
+    say("Written", report["out"], "bold")

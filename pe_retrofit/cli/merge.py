@@ -71,13 +71,7 @@ def run(
 
 def print_words(report: dict[str, Any]) -> None:
     """For people."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False)
-
-    def say(title: str, text: str) -> None:
-        console.print(Text.assemble((f"{title:<11}", "dim"), text), soft_wrap=True)
+    from .common import say
 
     names = [" + ".join(str(e.get("name", "?")) for e in patch["encodings"]) for patch in report["patches"]]
     say("Adapter", report["adapter"])
@@ -87,4 +81,4 @@ def print_words(report: dict[str, Any]) -> None:
     say("Merged", f"logits within {report['merge_difference']:.3g} of the adapter's, relative to the largest")
     say("Reloaded", f"largest difference of the logits {report['saved']['reload_difference']:.3g}")
     say("Tokenizer", report["tokenizer"])
-    console.print(Text.assemble(("Written    ", "bold"), report["out"]), soft_wrap=True)
+    say("Written", report["out"], "bold")

@@ -154,18 +154,14 @@ def needs(state: Any, auto: str, *, code: bool = False) -> str:
 def print_words(report: dict[str, Any]) -> None:
     """For people."""
     from rich.console import Console
-    from rich.text import Text
 
-    console = Console(highlight=False)
+    from .common import say
 
-    def say(title: str, text: str) -> None:
-        console.print(Text.assemble((f"{title:<11}", "dim"), text), soft_wrap=True)
-
-    console.print(report["summary"], markup=False, soft_wrap=True)
+    Console(highlight=False).print(report["summary"], markup=False, soft_wrap=True)
     lengths = report["context_length"]
     if lengths["after"] != lengths["before"]:
         say("Context", f"{lengths['before']:,} to {lengths['after']:,} tokens")
     say("Tokenizer", report["tokenizer"])
     say("Reloaded", f"largest difference of the logits {report['reload_difference']:.3g} ({report['dtype']})")
     say("Needs", report["needs"])
-    console.print(Text.assemble(("Written    ", "bold"), report["out"]), soft_wrap=True)
+    say("Written", report["out"], "bold")
