@@ -74,8 +74,8 @@ class MarkedModel:
 
 
 def _host_class(cls: type[Any]) -> Any:
-    """The transformers class behind a marked one: the first that is not ours."""
-    return next(c for c in cls.__mro__ if not issubclass(c, MarkedModel) and c is not MarkedModel)
+    """The transformers class behind a marked one, also where FSDP2 put a class of its own in front."""
+    return cls.__mro__[cls.__mro__.index(MarkedModel) + 1]
 
 
 def _check_loaded(model: Any, info: Mapping[str, Any]) -> None:
