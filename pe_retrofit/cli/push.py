@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,8 +29,6 @@ Examples:
 
   pe-retrofit push my-llama-t5 somebody/their-llama --create-pr --json
 """
-
-HEADS = ("ForCausalLM", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 
 
 def register(app: typer.Typer) -> None:
@@ -79,6 +77,7 @@ def ways_to_load(folder: Path, repo_id: str, revision: str) -> list[dict[str, st
     """How others load what the folder holds: for each way its name and Python code."""
     import json
 
+    from ..hub.cards.folder import head_of
     from ..marking import MODEL_TYPE
 
     at = "" if revision == "main" else f", revision={json.dumps(revision)}"
@@ -86,7 +85,7 @@ def ways_to_load(folder: Path, repo_id: str, revision: str) -> list[dict[str, st
     if not (folder / "config.json").is_file():
         return [{"with": "the plugin", "code": f"import pe_retrofit\nmodel = pe_retrofit.load_adapter({name})"}]
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    auto = _auto(config.get("architectures"))
+    _, auto = head_of(config.get("architectures") or [])
     start = f"from transformers import {auto}\nmodel = {auto}.from_pretrained({name}"
     ways = []
     if config.get("model_type") == MODEL_TYPE:
@@ -96,12 +95,6 @@ def ways_to_load(folder: Path, repo_id: str, revision: str) -> list[dict[str, st
     if config.get("auto_map"):
         ways.append({"with": "the code in the repository", "code": f"{start}, trust_remote_code=True)"})
     return ways
-
-
-def _auto(architectures: Any) -> str:
-    """The Auto class for the class named in the config."""
-    named = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
-    return next((f"AutoModel{head}" for head in HEADS if named.endswith(head)), "AutoModel")
 
 
 def print_words(pushed: Pushed, load: list[dict[str, str]]) -> None:

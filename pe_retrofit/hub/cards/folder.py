@@ -174,7 +174,7 @@ def _model(folder: Path) -> Saved:
     raw = read_json(folder / CONFIG, MOST_BYTES)
     check = Checker(str(folder / CONFIG))
     architectures = check.entries(raw, "architectures", most=100, kind=str)
-    head, auto = _head(architectures)
+    head, auto = head_of(architectures)
     reach = check.whole(raw, "max_position_embeddings", low=1, high=2**31)
     layers = check.whole(raw, "num_hidden_layers", low=1, high=2**16) or check.whole(raw, "n_layers", high=2**16)
     about: dict[str, Any] = {
@@ -237,7 +237,7 @@ def _adapter(folder: Path) -> Saved:
     )
 
 
-def _head(architectures: Sequence[str]) -> tuple[str, str]:
+def head_of(architectures: Sequence[str]) -> tuple[str, str]:
     """``ForCausalLM`` and ``AutoModelForCausalLM``, from a class name."""
     name = architectures[0] if architectures else ""
     found = re.search(r"(For[A-Z]\w*|LMHeadModel|Model)$", name)

@@ -61,7 +61,7 @@ def _from_pretrained(saved: Saved, repo: str, more: str) -> str:
 
 
 def _adapter(saved: Saved, repo: str, base: str) -> str:
-    lines = ["from pe_retrofit.hub.adapter_loading import load_adapter"]
+    lines = ["from pe_retrofit import load_adapter"]
     named = f"name = {json.dumps(repo)}  # the repository, or a folder with its files"
     if is_repo_id(base) and base == saved.base:
         lines += ["", named, "model = load_adapter(name)  # its base comes from the Hub"]
