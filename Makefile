@@ -50,7 +50,7 @@ test: $(VENV)/.models ## run the whole suite
 
 format: $(VENV)/.installed ## format and fix what can be fixed
 	$(BIN)/ruff check --fix pe_retrofit tests notebooks docs/hooks.py docs/docsite
-	$(BIN)/ruff format pe_retrofit tests docs/hooks.py docs/docsite
+	$(BIN)/ruff format pe_retrofit tests notebooks docs/hooks.py docs/docsite
 
 lint: $(VENV)/.installed ## style, formatting and the direction of imports
 	$(BIN)/ruff check pe_retrofit tests notebooks docs/hooks.py docs/docsite
