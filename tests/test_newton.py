@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pe_retrofit.retrofit.calibration.features import Features
 from pe_retrofit.retrofit.calibration.newton import Problem, Solution, _derivatives, solve
 
 SINKS = [None, 0.7]
@@ -22,13 +23,19 @@ def made(sink: float | None, *, seed: int = 0, queries: int = 30, keys: int = 11
     wanted = features @ torch.randn(functions, generator=g) + 2 * torch.randn(queries, keys, generator=g)
     wanted = wanted.masked_fill(~seen, -torch.inf)
     total = wanted.exp().sum(-1, keepdim=True) + (0.0 if sink is None else math.exp(sink))
-    return Problem(features, offset, wanted.exp() / total, sink)
+    return Problem(plain(features), offset, wanted.exp() / total, sink)
+
+
+def plain(numbers: Tensor) -> Features:
+    """Numbers ``[n, k, f]`` that are given for each pair."""
+    n, k, _ = numbers.shape
+    return Features(torch.zeros(1, k, 0), torch.zeros(n, 0, 0), numbers)
 
 
 def divergence(problem: Problem, weights: Tensor) -> Tensor:
     """Mean KL in float64, query by query and key by key."""
     total = weights.new_zeros(())
-    for x, offset, target in zip(problem.features, problem.offset, problem.target, strict=True):
+    for x, offset, target in zip(problem.features.shared, problem.offset, problem.target, strict=True):
         keys = [j for j in range(len(offset)) if offset[j] > -torch.inf]
         logits = [offset[j].double() + x[j].double() @ weights for j in keys]
         wanted = [float(target[j]) for j in keys]
@@ -41,7 +48,7 @@ def divergence(problem: Problem, weights: Tensor) -> Tensor:
 
 
 def minimum(problem: Problem) -> tuple[Tensor, float]:
-    weights = torch.zeros(problem.features.shape[-1], dtype=torch.float64, requires_grad=True)
+    weights = torch.zeros(problem.features.count, dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([weights], max_iter=200, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
@@ -55,10 +62,34 @@ def minimum(problem: Problem) -> tuple[Tensor, float]:
 
 
 def newton(problem: Problem, *, steps: int = 30, ridge: float = 1e-6, start: Tensor | None = None) -> Solution:
-    count = problem.features.shape[-1]
+    count = problem.features.count
     return solve(
         problem, torch.zeros(count) if start is None else start, steps=steps, ridge=torch.full((count,), ridge)
     )
+
+
+@pytest.mark.parametrize(("products", "keyed", "shared"), [(4, 6, 3), (5, 5, 0), (0, 0, 2), (0, 0, 0)])
+def test_features_are_sums_over_pairs(products: int, keyed: int, shared: int) -> None:
+    """Every sum against the numbers of all pairs, written out."""
+    g = torch.Generator().manual_seed(3)
+    windows, rows, keys, width = 2, 3, 5, 4
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    n = windows * rows
+    made = Features(random(windows, keys, keyed), random(n, products, keyed), random(n, keys, shared))
+    mass, values, weights = random(n, keys), random(windows, keys, width), random(products + shared)
+    pairs = torch.zeros(n, keys, products + shared, dtype=torch.float64)
+    for i in range(n):
+        for j in range(keys):
+            pairs[i, j] = torch.cat((made.maps[i] @ made.keys[i // rows, j], made.shared[i, j]))
+    assert made.count == products + shared
+    assert torch.allclose(made.logits(weights), pairs @ weights)
+    assert torch.allclose(made.sums(mass), torch.einsum("nk,nkf->nf", mass, pairs))
+    assert torch.allclose(made.second(mass), torch.einsum("nk,nkf,nkh->fh", mass, pairs, pairs))
+    spread = values.repeat_interleave(rows, dim=0)
+    assert torch.allclose(made.outer(mass, values), torch.einsum("nk,nkf,nkd->nfd", mass, pairs, spread))
 
 
 @pytest.mark.parametrize("sink", SINKS)
@@ -89,8 +120,8 @@ def test_derivatives(sink: float | None) -> None:
 
 def test_what_no_key_can_see_does_not_matter() -> None:
     problem = made(None)
-    other = Problem(problem.features.clone(), problem.offset, problem.target)
-    other.features[problem.offset.isinf()] = 50.0
+    other = Problem(plain(problem.features.shared.clone()), problem.offset, problem.target)
+    other.features.shared[problem.offset.isinf()] = 50.0
     assert torch.allclose(newton(problem).weights, newton(other).weights, atol=1e-4)
 
 
@@ -115,7 +146,7 @@ def test_ridge_shortens_steps_and_leaves_the_minimum() -> None:
 def test_a_target_that_can_be_reached_is_reached() -> None:
     problem = made(None)
     truth = torch.tensor([1.0, -0.5, 0.3, 0.0, 2.0])
-    problem.target = (problem.offset + problem.features @ truth).softmax(-1)
+    problem.target = (problem.offset + problem.features.logits(truth)).softmax(-1)
     found = newton(problem)
     assert found.after < 1e-5
     assert (found.weights - truth).abs().max() < 0.01
@@ -130,7 +161,7 @@ def test_nothing_to_fit() -> None:
 
 def test_functions_that_are_never_active_stay() -> None:
     problem = made(None)
-    problem.features[..., 2] = 0.0
+    problem.features.shared[..., 2] = 0.0
     found = newton(problem, ridge=0.01)
     assert found.weights[2] == 0
     assert found.after < found.before

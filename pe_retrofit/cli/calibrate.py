@@ -46,7 +46,7 @@ def run(
     steps: Annotated[int, typer.Option(help="Newton steps at most, per head.")] = 4,
     length: Annotated[int, typer.Option(help="Tokens per window.")] = 512,
     layers: Annotated[str, typer.Option(help="all, indices (0,3,7) or a slice (3::4, -4:).")] = "all",
-    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (as stored; GGUF: fastest), float32, bfloat16, float16.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of the windows and queries drawn.")] = 0,
     gguf_file: Annotated[str | None, typer.Option(help="GGUF file inside the folder or repository MODEL.")] = None,
     trust_remote_code: Annotated[

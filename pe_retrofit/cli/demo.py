@@ -40,7 +40,6 @@ def demo(
     """Run the demo."""
     import sys
 
-    import torch
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -65,7 +64,7 @@ def demo(
     bar = Progress(*columns, console=Console(file=sys.stderr), transient=True)
     with clean_stdout(as_json), bar as progress:
         task = progress.add_task("loading the model", total=None)
-        model, tokenizer = models.smollm2(torch.bfloat16)
+        model, tokenizer = models.smollm2()
 
         def report(what: str, done: float, total: float) -> None:
             progress.update(task, description=what, completed=done, total=total)

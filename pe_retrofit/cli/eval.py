@@ -49,7 +49,7 @@ def evaluate(
     generate: Annotated[bool, typer.Option("--generate", help="Generate where a forced answer would do.")] = False,
     seed: Annotated[int, typer.Option(help="Of all samples.")] = 0,
     batch_size: Annotated[str, typer.Option(help="Prompts per forward, or auto.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (as stored; GGUF: fastest), float32, bfloat16, float16.")] = "auto",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; cuda where there is one.")] = None,
     gguf_file: Annotated[str | None, typer.Option(help="File in the folder or repository.")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,

@@ -45,7 +45,7 @@ def run(
         list[str] | None,
         typer.Option("--for", metavar="TOOL", help="transformers, vllm, sglang or llamacpp; may be repeated."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (as stored; GGUF: fastest), float32, bfloat16, float16.")] = "auto",
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that the model brings along.")
     ] = False,

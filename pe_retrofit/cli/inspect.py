@@ -38,7 +38,7 @@ def look(
         str | None, typer.Option(help="The text that is read; by default the Python language reference.")
     ] = None,
     generate: Annotated[bool, typer.Option(help="Let a decoder continue the text, to measure repetition.")] = True,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (as stored; GGUF: fastest), float32, bfloat16, float16.")] = "auto",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the first GPU by default.")] = None,
     gguf_file: Annotated[str | None, typer.Option(help="GGUF file inside MODEL.")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,

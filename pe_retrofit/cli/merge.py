@@ -34,7 +34,7 @@ def run(
     base: Annotated[
         str | None, typer.Option(help="Hub id, folder or .gguf file of the base; by default the adapter names it.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (as stored; GGUF: fastest), float32, bfloat16, float16.")] = "auto",
     revision: Annotated[str | None, typer.Option(help="Of the adapter on the Hub.")] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that the base model brings along.")

@@ -42,7 +42,7 @@ def run(
         bool, typer.Option("--native", help="Keep the model's own encoding underneath (the same as native+NAME).")
     ] = False,
     layers: Annotated[str, typer.Option(help="all, indices (0,3,7) or a slice (3::4, -4:).")] = "all",
-    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (as stored; GGUF: fastest), float32, bfloat16, float16.")] = "auto",
     gguf_file: Annotated[str | None, typer.Option(help="GGUF file inside the folder or repository MODEL.")] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that the model brings along.")

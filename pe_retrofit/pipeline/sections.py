@@ -35,7 +35,7 @@ class ModelOptions(Section):
     """What is retrofitted."""
 
     name: str = checked("", _model_name, help="hub id, folder, .gguf file, smollm2 or minilm")  # type: ignore[misc]
-    dtype: str = choice("auto", DTYPES, help="of the weights; auto: as stored")
+    dtype: str = choice("auto", DTYPES, help="of the weights; auto: as stored, for GGUF what is fastest here")
     revision: str | None = words(most=200, help="branch, tag or commit on the Hub")
     gguf_file: str | None = words(most=500, help="GGUF file in the folder or repository")
     trust_remote_code: bool = flag(False, help="run code that comes with the model")

@@ -96,7 +96,11 @@ def finetune(
 
     folder = Path(folder)
     arguments = training_arguments(
-        options, folder, evaluates=prepared.evaluation is not None, more=getattr(prepared, "arguments", None)
+        options,
+        folder,
+        evaluates=prepared.evaluation is not None,
+        half=any(p.dtype in _HALVES for p in model.parameters()),
+        more=getattr(prepared, "arguments", None),
     )
     set_seed(options.seed)
     if lora is not None and not hasattr(model, "peft_config"):

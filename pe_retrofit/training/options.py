@@ -12,6 +12,7 @@ import torch
 
 from ..config import StrictOptions, choice, flag, integer, number, numbers
 from ..errors import UnsupportedError
+from ..machine import fast_dtype
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "cosine_with_min_lr")
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adamw_bnb_8bit", "paged_adamw_8bit", "lion_8bit")
@@ -95,7 +96,12 @@ class DistillOptions(StrictOptions):
 
 
 def training_arguments(
-    options: FineTuneOptions, folder: Path, *, evaluates: bool, more: Mapping[str, Any] | None = None
+    options: FineTuneOptions,
+    folder: Path,
+    *,
+    evaluates: bool,
+    half: bool = False,
+    more: Mapping[str, Any] | None = None,
 ) -> Any:
     """``transformers.TrainingArguments`` of the options.
 
@@ -103,6 +109,7 @@ def training_arguments(
         options: of the fine-tune.
         folder: checkpoints go there.
         evaluates: whether there is something to evaluate on.
+        half: whether weights of the model are in half precision.
         more: arguments the data asks for.
 
     Raises:
@@ -111,7 +118,7 @@ def training_arguments(
     from transformers import TrainingArguments
 
     _check_installed(options)
-    precision = settle_precision(options.precision)
+    precision = settle_precision(options.precision, half=half)
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=options.max_steps or -1,
@@ -161,8 +168,12 @@ _SCHEDULE_KEYWORDS: dict[str, dict[str, Any]] = {
 }
 
 
-def settle_precision(wanted: str) -> str:
-    """``fp32``, ``bf16`` or ``fp16``.
+def settle_precision(wanted: str, *, half: bool = False) -> str:
+    """``fp32``, ``bf16`` or ``fp16``; ``auto`` on a CPU without instructions for bfloat16 is ``fp32``.
+
+    Args:
+        wanted: an option ``precision``.
+        half: weights are in half precision, so that nothing but autocast multiplies them with float32.
 
     Raises:
         UnsupportedError: fp16 where there is no GPU.
@@ -170,7 +181,7 @@ def settle_precision(wanted: str) -> str:
     gpu = torch.cuda.is_available() and not _on_cpu()
     if wanted == "auto":
         if not gpu:
-            return "bf16" if _on_cpu() else "fp32"
+            return "bf16" if _on_cpu() and (half or fast_dtype() == torch.bfloat16) else "fp32"
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     if wanted == "fp16" and not gpu:
         raise UnsupportedError(

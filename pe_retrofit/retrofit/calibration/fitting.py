@@ -15,6 +15,7 @@ from ...attention.rotate import rotate
 from ...attention.scale import LogitScale
 from ...encodings.t5 import t5_bucket
 from ...sites import BiasEncoding, ScoreEncoding
+from .features import Features
 from .imitation import imitate, spread
 from .newton import Problem, divergence, solve
 from .options import CalibrateOptions
@@ -237,33 +238,37 @@ class _Layer:
         )
 
     def _problem(self, head: int, shared: Tensor | None, added: list[Tensor]) -> Problem:
-        features, offsets = [], []
+        maps, keys, offsets = [], [], []
+        width = 2 * self.frequencies
         for number, (call, rows) in enumerate(zip(self.calls, self.rows, strict=True)):
             query = call.query[0, head, rows].float()
             key = call.key[0, head // call.groups].float()
-            n = self.frequencies
-            offset = query[:, 2 * n :] @ key[:, 2 * n :].t() * call.scaling
+            offset = query[:, width:] @ key[:, width:].t() * call.scaling
             offset = offset + added[number][head]
             if call.scores:
                 offset = offset + self.scored[number][head]
             offsets.append(offset.masked_fill(~self.allowed[number] | self.hidden[number][head], -torch.inf))
-            if n:
-                first, second = query[:, :n, None].transpose(1, 2), query[:, n : 2 * n, None].transpose(1, 2)
-                one, two = key[None, :, :n], key[None, :, n : 2 * n]
-                content = torch.cat((first * one + second * two, first * two - second * one), dim=-1)
-                features.append(content * call.scaling)
-        parts = [torch.cat(features)] if features else []
-        if shared is not None:
-            parts.append(shared.flatten(0, 1))
-        rows_in_all = sum(len(r) for r in self.rows)
-        joined = torch.cat(parts, dim=-1) if parts else torch.zeros(rows_in_all, self.distance.shape[-1], 0)
+            maps.append(_products(query[:, :width]) * call.scaling)
+            keys.append(key[:, :width])
+        if shared is None:
+            shared = torch.zeros(*self.distance.shape, 0)
         sinks = self.calls[0].sinks
         return Problem(
-            joined,
+            Features(torch.stack(keys), torch.cat(maps), shared.flatten(0, 1)),
             torch.cat(offsets),
             torch.cat([t[head] for t in self.targets]),
             None if sinks is None else float(sinks[head]),
         )
+
+
+def _products(query: Tensor) -> Tensor:
+    """``[n, 2m, 2m]``: what takes a key, m complex numbers, to its products with queries ``[n, 2m]``.
+
+    A gain ``a + ib`` gives ``Re((a + ib) q conj(k)) = a Re(q conj(k)) - b Im(q conj(k))``: the real parts come first,
+    then the imaginary ones with that sign.
+    """
+    first, second = (part.diag_embed() for part in query.chunk(2, dim=-1))
+    return torch.cat((torch.cat((first, second), dim=-1), torch.cat((-second, first), dim=-1)), dim=-2)
 
 
 def _rows(call: Call, options: CalibrateOptions, generator: torch.Generator) -> Tensor:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .features import Features
+
 DAMPING = (1.0, 0.5, 0.2, 0.05, 0.01, 1e-3, 1e-4)
 """Lengths of a step that are tried, longest first; the short ones lead out of saturated attention."""
 
@@ -26,13 +28,13 @@ class Problem:
     """One head.
 
     Attributes:
-        features: float32 ``[n, k, f]`` for n queries and their k keys.
+        features: what the logits of n queries and their k keys are linear in.
         offset: ``[n, k]``, the part of the logits that stays; ``-inf`` where a key is not visible.
         target: ``[n, k]``, the original's attention weights; their sum is below 1 where the model has attention sinks.
         sink: logit of the sink; None without one.
     """
 
-    features: Tensor
+    features: Features
     offset: Tensor
     target: Tensor
     sink: float | None = None
@@ -82,7 +84,7 @@ def divergence(problem: Problem, weights: Tensor) -> float:
 
 
 def log_softmax(problem: Problem, weights: Tensor) -> Tensor:
-    logits = problem.offset + problem.features @ weights
+    logits = problem.offset + problem.features.logits(weights)
     total = logits.logsumexp(-1, keepdim=True)
     if problem.sink is not None:
         total = torch.logaddexp(total, total.new_tensor(problem.sink))
@@ -111,11 +113,7 @@ def _entropy(problem: Problem) -> float:
 
 
 def _derivatives(problem: Problem, weights: Tensor) -> tuple[Tensor, Tensor]:
-    n, k, f = problem.features.shape
     new = log_softmax(problem, weights).exp()
-    flat = problem.features.reshape(n * k, f)
-    gradient = flat.t() @ (new - problem.target).reshape(-1)
-    weighted = flat * new.reshape(-1, 1)
-    mean = weighted.view(n, k, f).sum(1)
-    hessian = weighted.t() @ flat - mean.t() @ mean
-    return gradient / n, hessian / n
+    mean, wanted = problem.features.sums(new), problem.features.sums(problem.target)
+    hessian = problem.features.second(new) - mean.t() @ mean
+    return (mean - wanted).mean(0), hessian / len(mean)

@@ -61,25 +61,14 @@ def refine(
 
 
 def _error(problem: Problem, outputs: Outputs, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention weights ``[w, s, k]`` and errors of the output ``[w, s, d]``."""
-    windows = len(outputs.values)
-    new = log_softmax(problem, weights).exp().view(windows, -1, problem.features.shape[1])
-    return new, torch.bmm(new, outputs.values) - outputs.wanted.view(windows, -1, outputs.values.shape[2])
+    """Attention weights ``[n, k]`` and errors of the output ``[n, d]``."""
+    new = log_softmax(problem, weights).exp()
+    mixed = new.unflatten(0, (len(outputs.values), -1)).matmul(outputs.values).flatten(0, 1)
+    return new, mixed - outputs.wanted
 
 
 def _derivatives(problem: Problem, outputs: Outputs, new: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
-    windows, rows, keys = new.shape
-    f = problem.features.shape[-1]
-    features = problem.features.view(windows, rows, keys, f)
-    gradient = torch.zeros(f)
-    hessian = torch.zeros(f, f)
-    wanted = outputs.wanted.view(windows, rows, -1)
-    for window in range(windows):
-        weighted = features[window] * new[window, :, :, None]
-        output = error[window] + wanted[window]
-        slope = torch.matmul(weighted.transpose(1, 2), outputs.values[window])  # [s, f, d]
-        slope -= weighted.sum(1)[:, :, None] * output[:, None]
-        flat = slope.transpose(0, 1).reshape(f, -1)
-        hessian += flat @ flat.t()
-        gradient += flat @ error[window].reshape(-1)
-    return gradient, hessian
+    mean, output = problem.features.sums(new), error + outputs.wanted
+    slope = problem.features.outer(new, outputs.values) - mean[:, :, None] * output[:, None]
+    flat = slope.transpose(0, 1).flatten(1)
+    return flat @ error.flatten(), flat @ flat.t()
