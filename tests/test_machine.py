@@ -14,6 +14,7 @@ def test_bfloat16_needs_instructions(amx: int, avx: int, kind: str, monkeypatch:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: bool(amx))
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bool(avx))
     assert fast_dtype() == getattr(torch, kind)
+    assert fast_dtype("cuda:0") == torch.bfloat16
 
 
 def test_other_architectures_ask_torch(monkeypatch: pytest.MonkeyPatch) -> None:

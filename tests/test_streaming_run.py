@@ -127,7 +127,7 @@ def test_command_writes_table_file_and_picture(folder: Path, tmp_path: Path) -> 
         (["--tokens", "5000"], "has 700 tokens, and 5000 are wanted"),
         (["--encoding", "learned", "--option", "max_positions=64"], "embeddings"),
         (["--option", "window"], "key=value"),
-        (["--dtype", "int8"], "choose one of float32, bfloat16"),
+        (["--dtype", "int8"], "choose one of auto, float32, bfloat16"),
         (["--memory", "-3"], "memory=-3 must be a whole number"),
     ],
 )

@@ -35,7 +35,7 @@ def bench(
     attention_length: Annotated[str, typer.Option(help="Length of attention alone; 'none' to leave out.")] = "8k",
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Repetitions; ratios are medians.")] = 3,
     steps: Annotated[int, typer.Option(min=0, max=4096, help="Decoding steps per round.")] = 16,
-    dtype: Annotated[str, typer.Option(help="bfloat16, float16, float32 or float64.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="auto (fastest here), bfloat16, float16, float32, float64.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     out: Annotated[Path, typer.Option(help="Folder for bench.json and pictures.")] = Path("out/bench"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON and nothing else.")] = False,
@@ -105,11 +105,12 @@ def load(model: str, dtype: str, device: str) -> tuple[Any, str]:
     from transformers import AutoModelForCausalLM
 
     from .. import models
+    from ..machine import fast_dtype
 
-    kinds = ("bfloat16", "float16", "float32", "float64")
+    kinds = ("auto", "bfloat16", "float16", "float32", "float64")
     if dtype not in kinds:
         raise typer.BadParameter(f"--dtype {dtype!r} is unknown; choose one of {', '.join(kinds)}.")
-    kind = getattr(torch, dtype)
+    kind = fast_dtype(device) if dtype == "auto" else getattr(torch, dtype)
     if model:
         loaded, name = AutoModelForCausalLM.from_pretrained(model, dtype=kind), model
     elif models.smollm2_available():

@@ -44,7 +44,7 @@ def main(
     text: Annotated[
         list[Path] | None, typer.Option(help="Text to read, may be repeated; by default text that comes with Python.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="auto (fastest here), float32 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     out: Annotated[Path, typer.Option(help="Folder for streaming.json and streaming.png.")] = Path("out/streaming"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON and nothing else.")] = False,
@@ -110,7 +110,7 @@ def _run(
     # the stream is named, because loading silences whatever sys.stderr is at that moment
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
         task = progress.add_task("loading the model", total=None)
-        model, tokenizer, label = _load(name, dtype)
+        model, tokenizer, label = _load(name, dtype, device)
         model = model.to(device)
 
         def report(what: str, done: int, total: int) -> None:
@@ -120,13 +120,14 @@ def _run(
     return results, save(results, out)
 
 
-def _load(name: str, dtype: str) -> tuple[Any, Any, str]:
+def _load(name: str, dtype: str, device: str) -> tuple[Any, Any, str]:
     import torch
 
     from .. import models
     from ..errors import ConfigError
+    from ..machine import fast_dtype
 
-    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    kinds = {"auto": fast_dtype(device), "float32": torch.float32, "bfloat16": torch.bfloat16}
     if dtype not in kinds:
         raise ConfigError(f"--dtype {dtype!r} is unknown; choose one of {', '.join(kinds)}.")
     if name == "smollm2":
