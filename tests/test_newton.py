@@ -29,13 +29,13 @@ def made(sink: float | None, *, seed: int = 0, queries: int = 30, keys: int = 11
 def plain(numbers: Tensor) -> Features:
     """Numbers ``[n, k, f]`` that are given for each pair."""
     n, k, _ = numbers.shape
-    return Features(torch.zeros(1, k, 0), torch.zeros(n, 0, 0), numbers)
+    return Features(torch.zeros(1, k, 0), torch.zeros(n, 0, 0), numbers.mT)
 
 
 def divergence(problem: Problem, weights: Tensor) -> Tensor:
     """Mean KL in float64, query by query and key by key."""
     total = weights.new_zeros(())
-    for x, offset, target in zip(problem.features.shared, problem.offset, problem.target, strict=True):
+    for x, offset, target in zip(problem.features.shared.mT, problem.offset, problem.target, strict=True):
         keys = [j for j in range(len(offset)) if offset[j] > -torch.inf]
         logits = [offset[j].double() + x[j].double() @ weights for j in keys]
         wanted = [float(target[j]) for j in keys]
@@ -78,12 +78,12 @@ def test_features_are_sums_over_pairs(products: int, keyed: int, shared: int) ->
         return torch.randn(*shape, generator=g, dtype=torch.float64)
 
     n = windows * rows
-    made = Features(random(windows, keys, keyed), random(n, products, keyed), random(n, keys, shared))
+    made = Features(random(windows, keys, keyed), random(n, products, keyed), random(n, shared, keys))
     mass, values, weights = random(n, keys), random(windows, keys, width), random(products + shared)
     pairs = torch.zeros(n, keys, products + shared, dtype=torch.float64)
     for i in range(n):
         for j in range(keys):
-            pairs[i, j] = torch.cat((made.maps[i] @ made.keys[i // rows, j], made.shared[i, j]))
+            pairs[i, j] = torch.cat((made.maps[i] @ made.keys[i // rows, j], made.shared[i, :, j]))
     assert made.count == products + shared
     assert torch.allclose(made.logits(weights), pairs @ weights)
     assert torch.allclose(made.sums(mass), torch.einsum("nk,nkf->nf", mass, pairs))
@@ -120,8 +120,8 @@ def test_derivatives(sink: float | None) -> None:
 
 def test_what_no_key_can_see_does_not_matter() -> None:
     problem = made(None)
-    other = Problem(plain(problem.features.shared.clone()), problem.offset, problem.target)
-    other.features.shared[problem.offset.isinf()] = 50.0
+    other = Problem(plain(problem.features.shared.mT.clone()), problem.offset, problem.target)
+    other.features.shared.mT[problem.offset.isinf()] = 50.0
     assert torch.allclose(newton(problem).weights, newton(other).weights, atol=1e-4)
 
 
@@ -161,7 +161,7 @@ def test_nothing_to_fit() -> None:
 
 def test_functions_that_are_never_active_stay() -> None:
     problem = made(None)
-    problem.features.shared[..., 2] = 0.0
+    problem.features.shared[:, 2] = 0.0
     found = newton(problem, ridge=0.01)
     assert found.weights[2] == 0
     assert found.after < found.before

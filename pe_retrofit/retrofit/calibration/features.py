@@ -18,7 +18,7 @@ class Features:
     Attributes:
         keys: float32 ``[w, k, z]``, of each window.
         maps: ``[n, g, z]``, the matrix ``M_i`` of each query; n / w of them in a window, one window after the other.
-        shared: ``[n, k, b]``.
+        shared: ``[n, b, k]``, keys last as in everything that is summed over them.
     """
 
     keys: Tensor
@@ -28,31 +28,31 @@ class Features:
     @property
     def count(self) -> int:
         """``f``."""
-        return self.maps.shape[1] + self.shared.shape[2]
+        return self.maps.shape[1] + self.shared.shape[1]
 
     def logits(self, weights: Tensor) -> Tensor:
         """``x_ij . w`` for weights ``[f]``: ``[n, k]``."""
         of_products, of_shared = self._split(weights)
-        return self._by_window(of_products @ self.maps).matmul(self.keys.mT).flatten(0, 1) + self.shared @ of_shared
+        return self._by_window(of_products @ self.maps).matmul(self.keys.mT).flatten(0, 1) + of_shared @ self.shared
 
     def sums(self, mass: Tensor) -> Tensor:
         """``sum_j m_ij x_ij`` of each query, for ``[n, k]``: ``[n, f]``."""
         of_keys = self._by_window(mass).matmul(self.keys).flatten(0, 1)
         products = (self.maps @ of_keys[..., None])[..., 0]
-        return torch.cat((products, (mass[:, None] @ self.shared)[:, 0]), dim=-1)
+        return torch.cat((products, (self.shared @ mass[..., None])[..., 0]), dim=-1)
 
     def outer(self, mass: Tensor, values: Tensor) -> Tensor:
         """``sum_j m_ij x_ij v_j`` of each query, for masses ``[n, k]`` and values ``[w, k, d]``: ``[n, f, d]``."""
         of_keys = self._mix(self._weighted(mass), values)
-        of_shared = self._mix(self.shared.mT * mass[:, None], values)
+        of_shared = self._mix(self.shared * mass[:, None], values)
         return torch.cat((self.maps @ of_keys, of_shared), dim=1)
 
     def second(self, mass: Tensor) -> Tensor:
         """``sum_ij m_ij x_ij x_ij'``, for ``[n, k]``: ``[f, f]``."""
         weighted = self._weighted(mass)
         products = _summed(self.maps @ self._mix(weighted, self.keys), self.maps)
-        crossed = _summed(self.maps, (weighted @ self.shared).mT)
-        shared = (self.shared * mass[..., None]).flatten(0, 1).t() @ self.shared.flatten(0, 1)
+        crossed = _summed(self.maps, self.shared @ weighted.mT)
+        shared = ((self.shared * mass[:, None]) @ self.shared.mT).sum(0)
         return torch.cat((torch.cat((products, crossed), dim=1), torch.cat((crossed.t(), shared), dim=1)))
 
     def _weighted(self, mass: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class Features:
         return rows.unflatten(0, (self.keys.shape[0], -1))
 
     def _split(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        products, shared = weights.split((self.maps.shape[1], self.shared.shape[2]))
+        products, shared = weights.split((self.maps.shape[1], self.shared.shape[1]))
         return products, shared
 
 

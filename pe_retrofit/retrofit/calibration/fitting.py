@@ -159,7 +159,10 @@ class _Layer:
             bases.append(_free(self.distance, self.causal))
         sizes = [basis.shape[-1] for basis in bases]
         scales = [float(basis.abs().amax().clamp_min(1e-6)) for basis in bases]  # Newton's ridge wants unit features
-        shared = torch.cat([b / s for b, s in zip(bases, scales, strict=True)], dim=-1) if bases else None
+        shared = torch.cat(
+            [torch.zeros(*self.distance.shape, 0), *(b / s for b, s in zip(bases, scales, strict=True))], dim=-1
+        )
+        shared = shared.flatten(0, 1).mT.contiguous()
         width = 2 * self.frequencies
         ridge = torch.cat((torch.full((width,), options.ridge), torch.full((sum(sizes),), 1e-3 * options.ridge)))
         after = output = 0.0
@@ -237,7 +240,7 @@ class _Layer:
             torch.cat([t[head] @ o.value[0, group].float() for t, o in zip(self.targets, self.originals, strict=True)]),
         )
 
-    def _problem(self, head: int, shared: Tensor | None, added: list[Tensor]) -> Problem:
+    def _problem(self, head: int, shared: Tensor, added: list[Tensor]) -> Problem:
         maps, keys, offsets = [], [], []
         width = 2 * self.frequencies
         for number, (call, rows) in enumerate(zip(self.calls, self.rows, strict=True)):
@@ -250,11 +253,9 @@ class _Layer:
             offsets.append(offset.masked_fill(~self.allowed[number] | self.hidden[number][head], -torch.inf))
             maps.append(_products(query[:, :width]) * call.scaling)
             keys.append(key[:, :width])
-        if shared is None:
-            shared = torch.zeros(*self.distance.shape, 0)
         sinks = self.calls[0].sinks
         return Problem(
-            Features(torch.stack(keys), torch.cat(maps), shared.flatten(0, 1)),
+            Features(torch.stack(keys), torch.cat(maps), shared),
             torch.cat(offsets),
             torch.cat([t[head] for t in self.targets]),
             None if sinks is None else float(sinks[head]),
