@@ -5,7 +5,6 @@
 >>> unpatch_model(model)
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from . import encodings as _encodings  # noqa: F401  (registers them)
@@ -50,6 +49,7 @@ from .encodings.yarn import YarnConfig
 from .errors import ConfigError, UnknownEncodingError, UnsupportedError
 from .hub import register as _register_hub
 from .installing.strength import original, set_strength, strength_of
+from .later import importer
 from .patching import patch_model, unpatch_model
 from .registry import get_encoding, list_encodings, register_encoding
 from .sites import (
@@ -76,25 +76,20 @@ if TYPE_CHECKING:
 _register_attention()
 _register_hub()
 
-_LATER = {
-    "calibrate": "retrofit",
-    "evaluate_model": "evaluation",
-    "inspect_model": "evaluation",
-    "load_adapter": "hub",
-    "merge_adapter": "hub",
-    "publish": "hub",
-    "push_folder": "hub",
-    "save_adapter": "hub",
-    "save_model": "hub",
-}
-"""Names that are imported when they are first used, because few uses need them."""
-
-
-def __getattr__(name: str) -> object:
-    if name in _LATER:
-        return getattr(import_module(f".{_LATER[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
+__getattr__ = importer(
+    __name__,
+    {
+        "calibrate": "retrofit",
+        "evaluate_model": "evaluation",
+        "inspect_model": "evaluation",
+        "load_adapter": "hub",
+        "merge_adapter": "hub",
+        "publish": "hub",
+        "push_folder": "hub",
+        "save_adapter": "hub",
+        "save_model": "hub",
+    },
+)
 
 __all__ = [
     "AlibiConfig",

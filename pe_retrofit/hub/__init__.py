@@ -1,8 +1,8 @@
 """Save, load and publish patched models, with transformers' own ``from_pretrained`` on the other side."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ..later import importer
 from .registering import register
 
 if TYPE_CHECKING:
@@ -15,25 +15,20 @@ if TYPE_CHECKING:
     from .pushing import push_folder
     from .saving import save_model
 
-_LATER = {
-    "export_native": "native",
-    "load_adapter": "adapter_loading",
-    "make_card": "card",
-    "merge_adapter": "merging",
-    "publish": "publishing",
-    "push_folder": "pushing",
-    "save_adapter": "adapters",
-    "save_model": "saving",
-    "write_card": "card",
-}
-"""Names that are imported when they are first used."""
-
-
-def __getattr__(name: str) -> object:
-    if name in _LATER:
-        return getattr(import_module(f".{_LATER[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
+__getattr__ = importer(
+    __name__,
+    {
+        "export_native": "native",
+        "load_adapter": "adapter_loading",
+        "make_card": "card",
+        "merge_adapter": "merging",
+        "publish": "publishing",
+        "push_folder": "pushing",
+        "save_adapter": "adapters",
+        "save_model": "saving",
+        "write_card": "card",
+    },
+)
 
 __all__ = [
     "export_native",
