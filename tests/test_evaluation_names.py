@@ -238,7 +238,14 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(folder: Path, tmp_path: Path)
     """A real signal to a real process."""
     words = ["--tasks", "passkey", "--lengths", "384", "--samples", "300", "--depths", "0,1", "--batch-size", "1"]
     command = [sys.executable, "-m", "pe_retrofit.cli", "eval", f"nope@{folder}", *words, "--out", str(tmp_path)]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # where the tests run in the background of a shell, ctrl-c is ignored, and would be by what they start
+    running = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     log = tmp_path / "samples" / "model.jsonl"
     limit = time.monotonic() + 120
     while time.monotonic() < limit and not (log.exists() and log.read_text().count("\n") >= 3):
