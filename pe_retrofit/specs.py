@@ -15,7 +15,7 @@ from .registry import NATIVE, get_encoding
 
 
 def read_value(text: str) -> Any:
-    """``4`` int, ``0.5`` float, ``true``, ``none``, ``1,2,3`` or ``[1, 2, 3]`` list; anything else is a word."""
+    """``4`` int, ``0.5`` float, ``true``, ``none``, ``1,2,3``, ``[1, 2, 3]`` or ``[512, 2k]`` list; anything else is a word."""
     words = {"true": True, "false": False, "none": None, "null": None}
     if text.lower() in words:
         return words[text.lower()]
@@ -24,6 +24,8 @@ def read_value(text: str) -> Any:
             return json.loads(candidate)
         except ValueError:
             continue
+    if text.startswith("[") and text.endswith("]") and not set(text[1:-1]) & set("[]{}\"'"):
+        return [read_value(part.strip()) for part in text[1:-1].split(",")]
     return text
 
 

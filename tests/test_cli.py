@@ -138,6 +138,8 @@ def test_unknown_verb_is_refused() -> None:
         ("none", None),
         ("1,2.5", [1, 2.5]),
         ("[1, 2]", [1, 2]),
+        ("[512, 2k]", [512, "2k"]),
+        ("[a", "[a"),
         ("tile", "tile"),
         ("a,b", "a,b"),
         ("", ""),

@@ -296,6 +296,9 @@ def test_overrides_reach_every_notation() -> None:
     assert made["evaluate"].options == {"passkey": {"digits": 7}}
     assert made["run"].seed == 3
     assert made["save"] is None
+    again = make_recipe(apply(raw, read_overrides(["evaluate.lengths=[512, 2k]", "evaluate.tasks=[perplexity]"])))
+    assert again["evaluate"].lengths == (512, 2048), "the notation of a recipe's file"
+    assert again["evaluate"].tasks == ("perplexity",)
     assert raw["patch"] == "yarn"
     assert raw["evaluate"] == {"lengths": [512]}, "the file's values are left alone"
 
