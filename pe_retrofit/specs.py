@@ -15,7 +15,7 @@ from .registry import NATIVE, get_encoding
 
 
 def read_value(text: str) -> Any:
-    """``4`` int, ``0.5`` float, ``true``, ``none``, ``1,2,3``, ``[1, 2, 3]`` or ``[512, 2k]`` list; anything else is a word."""
+    """``4`` int, ``0.5`` float, ``true``, ``none``; ``1,2,3``, ``[1, 2, 3]`` or ``[512, 2k]`` a list; else a word."""
     words = {"true": True, "false": False, "none": None, "null": None}
     if text.lower() in words:
         return words[text.lower()]

@@ -296,7 +296,8 @@ def test_overrides_reach_every_notation() -> None:
     assert made["evaluate"].options == {"passkey": {"digits": 7}}
     assert made["run"].seed == 3
     assert made["save"] is None
-    again = make_recipe(apply(raw, read_overrides(["evaluate.lengths=[512, 2k]", "evaluate.tasks=[perplexity]"])))
+    lists = ["patch.factor=8", "evaluate.lengths=[512, 2k]", "evaluate.tasks=[perplexity]"]
+    again = make_recipe(apply(raw, read_overrides(lists)))
     assert again["evaluate"].lengths == (512, 2048), "the notation of a recipe's file"
     assert again["evaluate"].tasks == ("perplexity",)
     assert raw["patch"] == "yarn"
