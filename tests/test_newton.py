@@ -48,7 +48,7 @@ def divergence(problem: Problem, weights: Tensor) -> Tensor:
 
 
 def minimum(problem: Problem) -> tuple[Tensor, float]:
-    weights = torch.zeros(problem.features.count, dtype=torch.float64, requires_grad=True)
+    weights = torch.zeros(problem.features.shared.shape[1], dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([weights], max_iter=200, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
@@ -62,7 +62,7 @@ def minimum(problem: Problem) -> tuple[Tensor, float]:
 
 
 def newton(problem: Problem, *, steps: int = 30, ridge: float = 1e-6, start: Tensor | None = None) -> Solution:
-    count = problem.features.count
+    count = problem.features.shared.shape[1]
     return solve(
         problem, torch.zeros(count) if start is None else start, steps=steps, ridge=torch.full((count,), ridge)
     )
@@ -84,7 +84,6 @@ def test_features_are_sums_over_pairs(products: int, keyed: int, shared: int) ->
     for i in range(n):
         for j in range(keys):
             pairs[i, j] = torch.cat((made.maps[i] @ made.keys[i // rows, j], made.shared[i, :, j]))
-    assert made.count == products + shared
     assert torch.allclose(made.logits(weights), pairs @ weights)
     assert torch.allclose(made.sums(mass), torch.einsum("nk,nkf->nf", mass, pairs))
     assert torch.allclose(made.second(mass), torch.einsum("nk,nkf,nkh->fh", mass, pairs, pairs))

@@ -25,14 +25,9 @@ class Features:
     maps: Tensor
     shared: Tensor
 
-    @property
-    def count(self) -> int:
-        """``f``."""
-        return self.maps.shape[1] + self.shared.shape[1]
-
     def logits(self, weights: Tensor) -> Tensor:
         """``x_ij . w`` for weights ``[f]``: ``[n, k]``."""
-        of_products, of_shared = self._split(weights)
+        of_products, of_shared = weights.split((self.maps.shape[1], self.shared.shape[1]))
         return self._by_window(of_products @ self.maps).matmul(self.keys.mT).flatten(0, 1) + of_shared @ self.shared
 
     def sums(self, mass: Tensor) -> Tensor:
@@ -66,10 +61,6 @@ class Features:
 
     def _by_window(self, rows: Tensor) -> Tensor:
         return rows.unflatten(0, (self.keys.shape[0], -1))
-
-    def _split(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        products, shared = weights.split((self.maps.shape[1], self.shared.shape[1]))
-        return products, shared
 
 
 def _summed(left: Tensor, right: Tensor) -> Tensor:
