@@ -20,7 +20,7 @@ VERSION_TESTS ?= tests/test_oracles*.py tests/test_kernels*.py tests/test_positi
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo extension test format lint types docs bench versions clean
+.PHONY: help install demo extension test test-whole format lint types docs bench versions clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -45,8 +45,11 @@ demo: $(VENV)/.models ## extend SmolLM2-135M, remove its encoding, generate: tab
 extension: $(VENV)/.models ## perplexity beyond the trained length, all encodings that need no training: out/extension
 	$(BIN)/pe-retrofit demo --suite extension $(if $(TEXT),--text $(TEXT)) --out $(OUT)/extension
 
-test: $(VENV)/.models ## run the whole suite
+test: $(VENV)/.models ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+test-whole: $(VENV)/.models ## run the tests with every cell of the matrix of models and encodings: twice as long
+	PE_RETROFIT_MATRIX=whole OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 format: $(VENV)/.installed ## format and fix what can be fixed
 	$(BIN)/ruff check --fix pe_retrofit tests notebooks docs/hooks.py docs/docsite

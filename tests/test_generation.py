@@ -10,7 +10,7 @@ from matrix import ENCODINGS, HOSTS, PAD, VOCAB, distance, logits, tokens
 from transformers import DynamicCache
 
 NAMES = ["alibi", "t5", "nope", "dynamic", "yarn", "native+t5", "longrope", "sinusoidal", "dynamic+alibi"]
-PROMPT, NEW = 26, 20
+PROMPT, NEW = 28, 8
 """Prompt and new tokens: generation crosses the trained length of 32."""
 
 CASES = [

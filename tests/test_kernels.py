@@ -17,6 +17,8 @@ from pe_retrofit.attention.call import Call
 from pe_retrofit.attention.reference import eager_attention
 from pe_retrofit.attention.select import KERNELS, choose, obstacle, run
 
+pytestmark = pytest.mark.usefixtures("untraced_flex")
+
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """float64 is not tighter because the fixed ALiBi bias is float32; learned biases are held to 1e-12 below."""
 

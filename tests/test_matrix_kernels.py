@@ -60,6 +60,7 @@ FLEX = ("llama", "gemma2", "gemma3", "gpt_oss", "gpt_neox", "bert")
         if kernel != "eager" and (kernel != "flex" or case.values[0].host.name in FLEX)
     ],
 )
+@pytest.mark.usefixtures("untraced_flex")
 def test_kernel_agrees_with_eager_in_float64(cell: Cell, kernel: str) -> None:
     pattern = obstacle(cell, kernel)
     ids = tokens(2, min(cell.length, 40))
