@@ -103,7 +103,8 @@ def run(
         }
         if several:
             if name == "all" and not _causal(loaded):
-                specs = [pair for pair in specs if pair[0] != "nope"]  # an encoder would be a bag of words
+                # NoPE would make an encoder a bag of words; CoPE and FoX count from the past
+                specs = [pair for pair in specs if pair[0] not in ("nope", "cope", "fox")]
             starts = compare_starts(loaded, specs, ids, wanted, layers=chosen, report=report)
             found["starts"] = [row.to_dict() for row in starts]
             if target is not None:

@@ -15,6 +15,7 @@ from ...attention.rotate import rotate
 from ...attention.scale import LogitScale
 from ...encodings.t5 import t5_bucket
 from ...sites import BiasEncoding, ScoreEncoding
+from .descent import WIDTH, Descent, Stretch
 from .features import Features
 from .imitation import imitate, spread
 from .newton import Problem, divergence, solve
@@ -55,8 +56,7 @@ def fittable(attention: nn.Module) -> bool:
     """Whether a layer carries something that can be fitted in place of a rotation or table."""
     items = list(getattr(attention, "position_encoding", {}).values())
     known = all(isinstance(i, (QueryGain, LogitScale, BiasEncoding, ScoreEncoding)) for i in items)
-    trained = any(isinstance(i, QueryGain) or (isinstance(i, BiasEncoding) and list(i.parameters())) for i in items)
-    return known and trained
+    return known and any(list(i.parameters()) for i in items)
 
 
 @torch.no_grad()
@@ -68,7 +68,7 @@ def fit_layer(
     options: CalibrateOptions,
     generator: torch.Generator,
 ) -> Fit:
-    """Set gains and biases of a layer.
+    """Set what a layer has learned: gains and biases head by head, then scores, with the gains once more.
 
     Args:
         originals: one call per window, of this layer on the original's states; its queries and keys not rotated.
@@ -79,18 +79,20 @@ def fit_layer(
     items = list(carried.values())
     gain = next((item for item in items if isinstance(item, QueryGain)), None)
     biases = [item for item in items if isinstance(item, BiasEncoding) and list(item.parameters())]
+    descent = _descent(items, originals, calls, native, options, generator)
+    start = None if descent is None else descent.measure()
     rows = [_rows(call, options, generator) for call in calls]
     heads = calls[0].query.shape[1]
     targets = [_target(call, native, r) for call, r in zip(originals, rows, strict=True)]
     still = [b for b in calls[0].biases if not list(b.parameters())]
     layer = _Layer(calls, rows, targets, gain, heads, still, originals)
     default = layer.solve([], replace(options, steps=0, output_steps=0), fixed=biases, start=_ones(gain, heads))
-    start = layer.usual(native)
+    usual = layer.usual(native)
     for encoding in biases:
         encoding.open_basis(layer.reach, causal=layer.causal)
     direct = [b for b in biases if (n := _features_of(b, calls[0])) and n <= MOST_FEATURES]
     other = [b for b in biases if b not in direct]
-    found = layer.solve(direct, options, free=bool(other), start=start, fixed=other[1:])
+    found = layer.solve(direct, options, free=bool(other), start=usual, fixed=other[1:])
     if other:
         imitate(other[0], layer.table(found), layer.seen(), causal=calls[0].causal)
     for encoding, weights in found.of_biases.items():
@@ -100,7 +102,37 @@ def fit_layer(
         found = layer.solve([], again, fixed=biases, start=found.gains)
     if gain is not None:
         gain.gain.copy_(found.gains)
-    return Fit(default.after, found.after, default.output, found.output)
+    if descent is None or start is None:
+        return Fit(default.after, found.after, default.output, found.output)
+    descent.run(steps=options.steps, output_steps=options.output_steps)
+    end = descent.measure()
+    return Fit(float(start.divergence), float(end.divergence), float(start.output), float(end.output))
+
+
+def _descent(
+    items: Sequence[Any],
+    originals: Sequence[Call],
+    calls: Sequence[Call],
+    native: Native,
+    options: CalibrateOptions,
+    generator: torch.Generator,
+) -> Descent | None:
+    """What fits the scores of a layer; None without any. The stretches lie evenly over the windows, each elsewhere."""
+    scores = [item for item in items if isinstance(item, ScoreEncoding) and list(item.parameters())]
+    if not scores:
+        return None
+    length = calls[0].query.shape[2]
+    width = min(WIDTH * options.rows, length)
+    places = torch.randperm(len(calls), generator=generator)
+    stretches = []
+    for call, original, place in zip(calls, originals, places.tolist(), strict=True):
+        start = round((length - width) * (place + 0.5) / len(calls))
+        part = call.rows(start, start + width)
+        target = _target(original, native, torch.arange(start, start + width))[..., : part.key.shape[2]]
+        value = original.value[0, :, : part.key.shape[2]].float().repeat_interleave(call.groups, 0)
+        stretches.append(Stretch(part, target, target @ value))
+    gain = next((item for item in items if isinstance(item, QueryGain)), None)
+    return Descent(scores, gain, [item for item in items if isinstance(item, BiasEncoding)], stretches)
 
 
 def _ones(gain: QueryGain | None, heads: int) -> Tensor:

@@ -14,7 +14,10 @@ from ...progress import Report
 from .calibrate import Calibration, calibrate
 from .options import CalibrateOptions
 
-CALIBRATED = ("t5", "alibi", "kerple", "fire", "mlp", "sandwich", "nope")
+CALIBRATED = (
+    *("t5", "alibi", "kerple", "fire", "mlp", "sandwich", "nope"),
+    *("shaw", "transformer_xl", "deberta", "cope", "fox"),
+)
 """The encodings that calibration fits in place of a rotation."""
 
 
