@@ -3,8 +3,8 @@
 A new encoding is one row of ``ENCODINGS``, a new family one row of ``HOSTS``; every generic test runs over
 :func:`cells`. :func:`refusal` says which cells must be refused, and with what words.
 
-There are more than a thousand cells. A plain run takes every encoding on one host of each family, and of the other hosts a
-quarter of the cells, diagonally; ``PE_RETROFIT_MATRIX=whole`` (``make test-whole``) takes them all.
+There are more than a thousand cells. A plain run takes every encoding on one host of each family, and of the other
+hosts a quarter of the cells, diagonally; ``PE_RETROFIT_MATRIX=whole`` (``make test-whole``) takes them all.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def in_this_run(cell: Cell) -> bool:
 
 
 def cells(want: Callable[[Cell], bool] = lambda cell: True, *, refused: bool = False) -> list[Any]:
-    """pytest parameters for the cells of this run that work (or for all that must not: ``refused``) and satisfy ``want``."""
+    """pytest parameters for this run's cells that work (or, ``refused``, for all that must not) and satisfy ``want``."""
     every = [Cell(h, e) for h in HOSTS.values() for e in ENCODINGS.values() if e.hosts is None or h.name in e.hosts]
     chosen = [c for c in every if (c.refusal is not None) == refused and (refused or in_this_run(c))]
     return [pytest.param(c, id=c.id) for c in chosen if want(c)]

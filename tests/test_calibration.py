@@ -41,11 +41,13 @@ from pe_retrofit.retrofit.calibration import fitting
 LENGTH = 24
 EVERY_ROW = CalibrateOptions(windows=3, length=LENGTH, rows=LENGTH - 1, output_steps=0)
 """To the attention weights alone, and over all of them."""
-FITTED = ["t5", "alibi", "kerple", "fire", "mlp", "sandwich", "nope"]
+FORWARD = ["nope", "cope", "fox"]
+"""For decoders only."""
+FITTED = ["t5", "alibi", "kerple", "fire", "mlp", "sandwich", "shaw", "transformer_xl", "deberta", *FORWARD]
 DECODERS = ["llama", "gpt_neox", "qwen3", "mistral", "stablelm", "smollm3"]
 """Grouped keys, partial rotation, normed queries, windows, both at once, layers without a rotation."""
 ENCODERS = ["bert", "distilbert"]
-CELLS = [(h, e) for h in DECODERS for e in FITTED] + [(h, e) for h in ENCODERS for e in FITTED[:-1]]
+CELLS = [(h, e) for h in DECODERS for e in FITTED] + [(h, e) for h in ENCODERS for e in FITTED if e not in FORWARD]
 
 
 def tokens(count: int = 3, length: int = LENGTH, seed: int = 0) -> Tensor:
@@ -92,7 +94,9 @@ def test_divergence_is_that_of_the_model(host: str, name: str) -> None:
     for fit in found.layers:
         assert fit.after == pytest.approx(divergence(wanted[fit.layer], now[fit.layer]), rel=2e-3, abs=1e-5)
         assert fit.after <= fit.before
-    assert found.to_dict()["after"] < 0.98 * found.to_dict()["before"]
+    tables = host in ENCODERS and name in ("shaw", "transformer_xl", "deberta")
+    if not tables:  # random tokens and absolute positions hold nothing that such a table could keep for other windows
+        assert found.to_dict()["after"] < 0.98 * found.to_dict()["before"]
     parameters = dict(model.named_parameters())
     assert all(torch.equal(parameters[n], p) for n, p in before.items() if n in parameters)
     assert all(p.isfinite().all() for _, p in learned(model))
@@ -100,7 +104,7 @@ def test_divergence_is_that_of_the_model(host: str, name: str) -> None:
         assert any(isinstance(m, QueryGain) for m in model.modules())
 
 
-@pytest.mark.parametrize("name", ["t5", "kerple"])
+@pytest.mark.parametrize("name", ["t5", "kerple", "shaw", "fox"])
 def test_before_is_the_default_start(name: str) -> None:
     """The first layer, which sees the same states in both models."""
     wanted = weights(HOSTS["llama"].fresh(attn_implementation="eager"), tokens())
@@ -180,7 +184,7 @@ def test_unpatching_gives_the_original_back(name: str) -> None:
     assert list(model.state_dict()) == keys
 
 
-@pytest.mark.parametrize("name", ["t5", "fire", "nope"])
+@pytest.mark.parametrize("name", ["t5", "fire", "nope", "deberta"])
 def test_saved_reloaded_and_generating(name: str, tmp_path: Path) -> None:
     model = tiny.llama()
     fitted(model, name)

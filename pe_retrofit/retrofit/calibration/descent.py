@@ -1,15 +1,16 @@
 """Score encodings: no given functions of the distance span what they say, so gradients look for it.
 
-What Shaw's, Transformer-XL's and DeBERTa's tables, CoPE's and FoX's gates add to a logit depends on queries and keys. The
-layer's attention is computed as it will be, and L-BFGS lowers the divergence from the original's attention, and after that
-the error of the output. Such tables have far more numbers than a head has logits of note, so a part of the windows is kept
-aside: the parameters that do best there are taken.
+What Shaw's, Transformer-XL's and DeBERTa's tables, CoPE's and FoX's gates add to a logit depends on queries and keys.
+The layer's attention is computed as it will be, and L-BFGS lowers the divergence from the original's attention, and
+after that the error of the output. Such tables have far more numbers than a head has logits of note, so a part of the
+windows is kept aside: the parameters that do best there are taken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from ...attention.call import Call
 from ...attention.gain import QueryGain
 from ...attention.reference import eager_attention
-from ...sites import ScoreEncoding
+from ...sites import BiasEncoding, ScoreEncoding
 
 ITERATIONS = 5
 """Of L-BFGS between two looks at the windows kept aside."""
@@ -72,7 +73,7 @@ class Descent:
 
     scores: Sequence[ScoreEncoding]
     gain: QueryGain | None
-    biases: Sequence[nn.Module]
+    biases: Sequence[BiasEncoding[Any]]
     stretches: Sequence[Stretch]
 
     def measure(self) -> Distance:
@@ -137,9 +138,7 @@ class Descent:
         divergence, output = zip(*(self._of(stretch) for stretch in stretches), strict=True)
         wanted = torch.stack([s.wanted.square().sum((1, 2)) for s in stretches]).sum(0).clamp_min(1e-12)
         queries = sum(s.target.shape[1] for s in stretches)
-        return Distance(
-            torch.stack(divergence).sum(0).mean() / queries, (torch.stack(output).sum(0) / wanted).mean()
-        )
+        return Distance(torch.stack(divergence).sum(0).mean() / queries, (torch.stack(output).sum(0) / wanted).mean())
 
     def _of(self, stretch: Stretch) -> tuple[Tensor, Tensor]:
         """``[h]`` and ``[h]``: summed divergence, and summed squared error of the output."""

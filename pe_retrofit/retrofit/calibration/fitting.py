@@ -121,12 +121,12 @@ def _descent(
     scores = [item for item in items if isinstance(item, ScoreEncoding) and list(item.parameters())]
     if not scores:
         return None
-    length = calls[0].query.shape[2]
+    length = calls[0].query.shape[2] - 1  # the first sees itself alone
     width = min(WIDTH * options.rows, length)
     places = torch.randperm(len(calls), generator=generator)
     stretches = []
     for call, original, place in zip(calls, originals, places.tolist(), strict=True):
-        start = round((length - width) * (place + 0.5) / len(calls))
+        start = 1 + round((length - width) * (place + 0.5) / len(calls))
         part = call.rows(start, start + width)
         target = _target(original, native, torch.arange(start, start + width))[..., : part.key.shape[2]]
         value = original.value[0, :, : part.key.shape[2]].float().repeat_interleave(call.groups, 0)
