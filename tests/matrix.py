@@ -144,7 +144,7 @@ def in_this_run(cell: Cell) -> bool:
 
 
 def cells(want: Callable[[Cell], bool] = lambda cell: True, *, refused: bool = False) -> list[Any]:
-    """pytest parameters for this run's cells that work (or, ``refused``, for all that must not) and satisfy ``want``."""
+    """This run's cells that work (or, ``refused``, all that must not) and satisfy ``want``."""
     every = [Cell(h, e) for h in HOSTS.values() for e in ENCODINGS.values() if e.hosts is None or h.name in e.hosts]
     chosen = [c for c in every if (c.refusal is not None) == refused and (refused or in_this_run(c))]
     return [pytest.param(c, id=c.id) for c in chosen if want(c)]

@@ -97,8 +97,9 @@ def calibrate(
     """Patch ``model`` in place and set the encoding's parameters so that attention stays as near as it can.
 
     The original is run over a few windows of text. Then, layer by layer, the parameters that minimise the divergence of
-    each head's attention from the original's are found: a convex problem (see :mod:`.newton`). No weight of the model
-    changes, so :func:`~pe_retrofit.unpatch_model` gives the original back bit by bit.
+    each head's attention from the original's are found: a convex problem for gains and biases (see :mod:`.newton`), a
+    search with gradients for scores (see :mod:`.descent`). No weight of the model changes, so
+    :func:`~pe_retrofit.unpatch_model` gives the original back bit by bit.
 
     Args:
         model: not patched yet.
@@ -210,8 +211,8 @@ def _fit_all(
     if not chosen:
         raise UnsupportedError(
             "Nothing of this encoding can be fitted: it keeps or scales the model's own encoding, or has no parameters "
-            "that can be. Patch it with patch_model instead; biases and gains in place of a rotation or of a table can "
-            "be calibrated, such as 't5', 'alibi', 'kerple', 'fire' or, where the model rotates, 'nope'."
+            "that can be. Patch it with patch_model instead; biases, scores and gains in place of a rotation or of a "
+            "table can be calibrated, such as 't5', 'fire', 'shaw', 'deberta' or, where the model rotates, 'nope'."
         )
     entries = [record(host, window[None].to(host.base.device)) for window in windows]
     states = [entry[0][0] for entry in entries]

@@ -25,8 +25,15 @@ class CalibrateOptions(StrictOptions):
         optional=True,
         help="tokens per window, beyond which distances are extrapolated; none: 512, or the trained length if shorter",
     )
-    rows: int = integer(24, low=1, high=2**16, help="queries looked at per window, head and layer, drawn at random")
-    steps: int = integer(4, low=0, high=100, help="Newton steps at most, per head")
+    rows: int = integer(
+        24,
+        low=1,
+        high=2**16,
+        help="queries looked at per window, head and layer, drawn at random; for scores 3 times as many neighbours",
+    )
+    steps: int = integer(
+        4, low=0, high=100, help="Newton steps at most, per head; for scores 15 times as many of L-BFGS, per layer"
+    )
     output_steps: int = integer(
         3, low=0, high=100, help="Gauss-Newton steps after them, towards the original's output instead of its weights"
     )
