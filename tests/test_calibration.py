@@ -122,7 +122,7 @@ def test_known_parameters_are_recovered(spec: Any, monkeypatch: pytest.MonkeyPat
         parameter.data += 0.5 * torch.randn(parameter.shape, generator=generator)
     ids = tokens(6)
     made = iter([weights(truth, window[None])[0][0] for window in ids])
-    monkeypatch.setattr(fitting, "_target", lambda call, native, rows: next(made)[:, rows])
+    monkeypatch.setattr(fitting, "target_weights", lambda call, native, rows: next(made)[:, rows])
     model = tiny.llama(num_hidden_layers=1)
     options = replace(EVERY_ROW, windows=6, steps=50, ridge=1e-6)
     found = fitted(model, spec, options, ids)
@@ -153,7 +153,17 @@ def test_yarn_in_the_original_is_what_is_fitted_to() -> None:
         assert fit.after == pytest.approx(divergence(wanted[fit.layer], now[fit.layer]), rel=2e-3)
 
 
-@pytest.mark.parametrize("spec", [["t5", "alibi"], ["kerple", WindowConfig(7)], AlibiConfig(sides="split"), "window"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ["t5", "alibi"],
+        ["kerple", WindowConfig(7)],
+        AlibiConfig(sides="split"),
+        "window",
+        ["deberta", WindowConfig(7)],
+        ["shaw", "t5"],
+    ],
+)
 def test_biases_that_are_not_fitted_and_windows_count(spec: Any) -> None:
     """A window hides keys for good: the original's attention to the others is what is fitted to."""
     split = isinstance(spec, AlibiConfig)

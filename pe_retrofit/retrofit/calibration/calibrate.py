@@ -17,11 +17,12 @@ from ...patching import STATE, patch_model, unpatch_model
 from ...plan import resolve_layers
 from ...progress import Report
 from ..windows import draw_windows, tokenizer_of
-from .fitting import Native, fit_layer, fittable
+from .fitting import fit_layer, fittable
 from .keeping import Curve, measure_keeping
 from .options import USUAL, CalibrateOptions
 from .replay import Arguments, observe, record, run_layer
 from .specs import calibratable, rotating, stripped
+from .targets import Native
 
 SHARES = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6)
 """Shares of native layers at which hybrids are measured."""

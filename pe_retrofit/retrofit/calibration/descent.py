@@ -19,6 +19,8 @@ from ...attention.call import Call
 from ...attention.gain import QueryGain
 from ...attention.reference import eager_attention
 from ...sites import BiasEncoding, ScoreEncoding
+from .options import CalibrateOptions
+from .targets import Native, target_weights, within
 
 ITERATIONS = 5
 """Of L-BFGS between two looks at the windows kept aside."""
@@ -75,6 +77,39 @@ class Descent:
     gain: QueryGain | None
     biases: Sequence[BiasEncoding[Any]]
     stretches: Sequence[Stretch]
+
+    @classmethod
+    def of(
+        cls,
+        items: Sequence[Any],
+        originals: Sequence[Call],
+        calls: Sequence[Call],
+        native: Native,
+        options: CalibrateOptions,
+        generator: torch.Generator,
+    ) -> Descent | None:
+        """Of a layer that carries ``items``, with a call per window; None without scores that can be fitted.
+
+        The stretches lie evenly over the windows, each elsewhere, in an order drawn with ``generator``.
+        """
+        scores = [item for item in items if isinstance(item, ScoreEncoding) and list(item.parameters())]
+        if not scores:
+            return None
+        length = calls[0].query.shape[2] - 1  # the first sees itself alone
+        width = min(WIDTH * options.rows, length)
+        places = torch.randperm(len(calls), generator=generator)
+        biases = [item for item in items if isinstance(item, BiasEncoding)]
+        stretches = []
+        for call, original, place in zip(calls, originals, places.tolist(), strict=True):
+            start = 1 + round((length - width) * (place + 0.5) / len(calls))
+            part = replace(call.rows(start, start + width), scores=scores, biases=biases)
+            target = target_weights(original, native, torch.arange(start, start + width))[..., : part.key.shape[2]]
+            if (bias := part.bias()) is not None:
+                target = within(target, bias[0] == -torch.inf, part.sinks)
+            value = original.value[0, :, : part.key.shape[2]].float().repeat_interleave(call.groups, 0)
+            stretches.append(Stretch(part, target, target @ value))
+        gain = next((item for item in items if isinstance(item, QueryGain)), None)
+        return cls(scores, gain, biases, stretches)
 
     def measure(self) -> Distance:
         """Of all stretches, with the parameters as they are."""

@@ -11,30 +11,22 @@ from torch import Tensor, nn
 
 from ...attention.call import Call
 from ...attention.gain import QueryGain
-from ...attention.rotate import rotate
 from ...attention.scale import LogitScale
 from ...encodings.t5 import t5_bucket
 from ...sites import BiasEncoding, ScoreEncoding
-from .descent import WIDTH, Descent, Stretch
+from .descent import Descent
 from .features import Features
 from .imitation import imitate, spread
 from .newton import Problem, divergence, solve
 from .options import CalibrateOptions
 from .outputs import Outputs, refine
+from .targets import Native, allowed, target_weights, within
 
 BUCKETS = 64
 """Logarithmic buckets of the free table that a bias without a basis of its own is fitted through."""
 
 MOST_FEATURES = 128
 """A bias with more functions of the distance than this is fitted through the free table too."""
-
-
-@dataclass(frozen=True)
-class Native:
-    """The rotation of a layer as the original had it; ``inv_freq`` is None without one."""
-
-    inv_freq: Tensor | None
-    scaling: float
 
 
 @dataclass
@@ -79,11 +71,11 @@ def fit_layer(
     items = list(carried.values())
     gain = next((item for item in items if isinstance(item, QueryGain)), None)
     biases = [item for item in items if isinstance(item, BiasEncoding) and list(item.parameters())]
-    descent = _descent(items, originals, calls, native, options, generator)
+    descent = Descent.of(items, originals, calls, native, options, generator)
     start = None if descent is None else descent.measure()
     rows = [_rows(call, options, generator) for call in calls]
     heads = calls[0].query.shape[1]
-    targets = [_target(call, native, r) for call, r in zip(originals, rows, strict=True)]
+    targets = [target_weights(call, native, r) for call, r in zip(originals, rows, strict=True)]
     still = [b for b in calls[0].biases if not list(b.parameters())]
     layer = _Layer(calls, rows, targets, gain, heads, still, originals)
     default = layer.solve([], replace(options, steps=0, output_steps=0), fixed=biases, start=_ones(gain, heads))
@@ -107,32 +99,6 @@ def fit_layer(
     descent.run(steps=options.steps, output_steps=options.output_steps)
     end = descent.measure()
     return Fit(float(start.divergence), float(end.divergence), float(start.output), float(end.output))
-
-
-def _descent(
-    items: Sequence[Any],
-    originals: Sequence[Call],
-    calls: Sequence[Call],
-    native: Native,
-    options: CalibrateOptions,
-    generator: torch.Generator,
-) -> Descent | None:
-    """What fits the scores of a layer; None without any. The stretches lie evenly over the windows, each elsewhere."""
-    scores = [item for item in items if isinstance(item, ScoreEncoding) and list(item.parameters())]
-    if not scores:
-        return None
-    length = calls[0].query.shape[2] - 1  # the first sees itself alone
-    width = min(WIDTH * options.rows, length)
-    places = torch.randperm(len(calls), generator=generator)
-    stretches = []
-    for call, original, place in zip(calls, originals, places.tolist(), strict=True):
-        start = 1 + round((length - width) * (place + 0.5) / len(calls))
-        part = call.rows(start, start + width)
-        target = _target(original, native, torch.arange(start, start + width))[..., : part.key.shape[2]]
-        value = original.value[0, :, : part.key.shape[2]].float().repeat_interleave(call.groups, 0)
-        stretches.append(Stretch(part, target, target @ value))
-    gain = next((item for item in items if isinstance(item, QueryGain)), None)
-    return Descent(scores, gain, [item for item in items if isinstance(item, BiasEncoding)], stretches)
 
 
 def _ones(gain: QueryGain | None, heads: int) -> Tensor:
@@ -166,12 +132,12 @@ class _Layer:
         self.calls, self.rows, self.heads, self.still = calls, rows, heads, still
         self.scored = [self._scores(c, r) for c, r in zip(calls, rows, strict=True)]
         self.hidden = [h == -torch.inf for h in self._added(calls[0].biases)]
-        self.targets = [_within(t, h, calls[0].sinks) for t, h in zip(targets, self.hidden, strict=True)]
+        self.targets = [within(t, h, calls[0].sinks) for t, h in zip(targets, self.hidden, strict=True)]
         self.frequencies = 0 if gain is None else gain.gain.shape[1]
         self.distance = torch.stack(
             [c.query_positions[0, r][:, None] - c.key_positions[0][None] for c, r in zip(calls, rows, strict=True)]
         )
-        self.allowed = torch.stack([_allowed(c)[r] for c, r in zip(calls, rows, strict=True)])
+        self.allowed = torch.stack([allowed(c)[r] for c, r in zip(calls, rows, strict=True)])
         self.reach = int(self.distance.abs().max())
         self.causal = calls[0].causal
 
@@ -308,40 +274,6 @@ def _rows(call: Call, options: CalibrateOptions, generator: torch.Generator) -> 
     count = call.query.shape[2]
     chosen = torch.randperm(count - 1, generator=generator)[: options.rows] + 1  # the first sees itself alone
     return chosen.sort().values
-
-
-def _allowed(call: Call) -> Tensor:
-    """bool ``[q, k]``."""
-    allowed = call.allowed()
-    size = (call.query.shape[2], call.key.shape[2])
-    if allowed is None and call.mask is not None:
-        allowed = call.mask > -5e3
-    return torch.ones(size, dtype=torch.bool) if allowed is None else allowed[0, 0].expand(size)
-
-
-def _target(call: Call, native: Native, rows: Tensor) -> Tensor:
-    """The original's attention weights for some queries: float32 ``[h, n, k]``."""
-    query, key = call.query[:, :, rows].float(), call.key.float()
-    if native.inv_freq is not None:
-        query = rotate(query, call.query_positions[:, rows], native.inv_freq, native.scaling)
-        key = rotate(key, call.key_positions, native.inv_freq, native.scaling)
-    logits = (query @ key.repeat_interleave(call.groups, 1).transpose(2, 3))[0] * call.scaling
-    if call.softcap is not None:
-        logits = call.softcap * torch.tanh(logits / call.softcap)
-    logits = logits.masked_fill(~_allowed(call)[rows], -torch.inf)
-    if call.sinks is not None:
-        sinks = call.sinks.float().view(-1, 1, 1).expand(*logits.shape[:2], 1)
-        return torch.cat((logits, sinks), dim=-1).softmax(-1)[..., :-1]
-    return logits.softmax(-1)
-
-
-def _within(target: Tensor, hidden: Tensor, sinks: Tensor | None) -> Tensor:
-    """Targets ``[h, n, k]`` on the keys that the new encoding can see, with the same sum (with the sink) as before."""
-    if not bool(hidden.any()):
-        return target
-    sink = 0.0 if sinks is None else 1 - target.sum(-1, keepdim=True)
-    kept = target.masked_fill(hidden, 0.0)
-    return kept / (kept.sum(-1, keepdim=True) + sink).clamp_min(1e-12)
 
 
 def _features_of(encoding: BiasEncoding[Any], call: Call) -> int:
