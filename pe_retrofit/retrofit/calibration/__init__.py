@@ -1,4 +1,4 @@
-"""Calibration: fit a new encoding to what the original model does, in closed form, without training."""
+"""Calibration: fit a new encoding to what the original model does, without training."""
 
 from .calibrate import Calibration, LayerFit, calibrate
 from .options import CalibrateOptions
