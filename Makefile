@@ -48,7 +48,7 @@ extension: $(VENV)/.models ## perplexity beyond the trained length, all encoding
 test: $(VENV)/.models ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-test-whole: $(VENV)/.models ## run the tests with every cell of the matrix of models and encodings: twice as long
+test-whole: $(VENV)/.models ## run the tests with every cell of the matrix of models and encodings
 	PE_RETROFIT_MATRIX=whole OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 format: $(VENV)/.installed ## format and fix what can be fixed

@@ -14,7 +14,6 @@ from pe_retrofit import patch_model
 from pe_retrofit.attention.gain import QueryGain
 from pe_retrofit.attention.reference import eager_attention
 from pe_retrofit.patchers.family import find_host
-from pe_retrofit.retrofit.calibration import descent as module
 from pe_retrofit.retrofit.calibration.descent import ASIDE, Descent, Stretch
 from pe_retrofit.retrofit.calibration.replay import observe, record
 from pe_retrofit.sites import BiasEncoding, ScoreEncoding
@@ -28,7 +27,7 @@ def tokens(count: int, seed: int = 0) -> Tensor:
 
 
 @torch.no_grad()
-def planted(host: str, spec: Any, *, windows: int = 8, size: float = 1.0) -> tuple[Descent, list[Any]]:
+def planted(host: str, spec: Any, *, windows: int = 8) -> tuple[Descent, list[Any]]:
     """A patched layer whose target is its own attention with random tables; the tables are zero again."""
     model = patch_model(HOSTS[host].fresh(), spec)
     attention = find_host(model).attentions[0]
@@ -48,7 +47,7 @@ def planted(host: str, spec: Any, *, windows: int = 8, size: float = 1.0) -> tup
     )
     generator = torch.Generator().manual_seed(3)
     for parameter in parameters:
-        parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+        parameter.add_(torch.randn(parameter.shape, generator=generator))
     for call in calls:
         query = call.query if descent.gain is None else descent.gain.turn(call.query)
         output, weights = eager_attention(replace(call, query=query, scores=descent.scores, biases=descent.biases))
@@ -109,7 +108,7 @@ def test_distances(host: str, spec: Any) -> None:
 
 
 def test_what_does_best_on_the_windows_kept_aside_is_taken() -> None:
-    """Targets without any order: what helps on some windows harms on others, and nothing is taken."""
+    """Targets without any order: what helps on some windows harms on others, and harm is not taken."""
     descent, _ = planted("llama", ["nope", "deberta"], windows=4)
     generator = torch.Generator().manual_seed(0)
     for stretch in descent.stretches:
@@ -149,7 +148,7 @@ def test_parameters_stay_what_they_were_otherwise(dtype: torch.dtype, monkeypatc
             raise KeyboardInterrupt
         return real(self, stretches)
 
-    monkeypatch.setattr(module.Descent, "_distance", fail)
+    monkeypatch.setattr(Descent, "_distance", fail)
     with pytest.raises(KeyboardInterrupt):
         descent.run(steps=3, output_steps=3)
     monkeypatch.undo()

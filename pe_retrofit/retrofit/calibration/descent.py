@@ -102,9 +102,9 @@ class Descent:
         stretches = []
         for call, original, place in zip(calls, originals, places.tolist(), strict=True):
             start = 1 + round((length - width) * (place + 0.5) / len(calls))
-            part = replace(call.rows(start, start + width), scores=scores, biases=biases)
+            part = call.rows(start, start + width)
             target = target_weights(original, native, torch.arange(start, start + width))[..., : part.key.shape[2]]
-            if (bias := part.bias()) is not None:
+            if (bias := replace(part, biases=biases).bias()) is not None:
                 target = within(target, bias[0] == -torch.inf, part.sinks)
             value = original.value[0, :, : part.key.shape[2]].float().repeat_interleave(call.groups, 0)
             stretches.append(Stretch(part, target, target @ value))
